@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""The Linux filesystem interface for async Python.
+
+Every call that may block runs on a worker thread and is awaited; :mod:`truenas_os.blocking` has the
+same names for code that is synchronous.
+"""
+
+from ._threads import set_thread_limit
+from .blocking import flags
+from .blocking.flags import *
+from .blocking.results import IdmapMapping, StatmountResult, StatxResult
+from .calls import (
+    iter_mount,
+    listmount,
+    mount_of,
+    open_mount_by_id,
+    openat2,
+    renameat2,
+    statmount,
+    statx,
+)
+from .fds import Fd
+from .filehandle import fhandle
+
+__all__ = [
+    "Fd",
+    "IdmapMapping",
+    "StatmountResult",
+    "StatxResult",
+    "fhandle",
+    "iter_mount",
+    "listmount",
+    "mount_of",
+    "open_mount_by_id",
+    "openat2",
+    "renameat2",
+    "set_thread_limit",
+    "statmount",
+    "statx",
+]
+__all__ += flags.__all__

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: LGPL-3.0-or-later */
+/*
+ * The kernel's side of every call made here: structures and system call numbers as of Linux 6.18.
+ * They are our own so that a build on a distribution whose headers are years older than its kernel
+ * serves the kernel that runs. Flag values live in Python (blocking/flags.py); only those that C
+ * itself needs stand here.
+ */
+#ifndef TOS_UAPI_H
+#define TOS_UAPI_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+
+#if defined(__alpha__) || defined(__mips__) || defined(__ia64__) || \
+	(defined(__x86_64__) && defined(__ILP32__))
+#error "this architecture does not use the common system call table"
+#endif
+
+/*
+ * The common table gives a call of Linux 5.1 or later one number everywhere. The older calls used
+ * here (close, ioctl, renameat2, statx, name_to_handle_at, open_by_handle_at) are numbered by
+ * architecture, and every C library that can build this knows them as SYS_*.
+ */
+#define TOS_SYS_openat2 437
+#define TOS_SYS_statmount 457
+#define TOS_SYS_listmount 458
+
+/* openat2(2) */
+struct tos_open_how {
+	uint64_t flags;
+	uint64_t mode;
+	uint64_t resolve;
+};
+_Static_assert(sizeof(struct tos_open_how) == 24, "struct open_how");
+
+#define TOS_O_CLOEXEC 02000000
+
+/* statx(2) */
+struct tos_statx_timestamp {
+	int64_t tv_sec;
+	uint32_t tv_nsec;
+	int32_t reserved;
+};
+_Static_assert(sizeof(struct tos_statx_timestamp) == 16, "struct statx_timestamp");
+
+struct tos_statx {
+	uint32_t stx_mask;
+	uint32_t stx_blksize;
+	uint64_t stx_attributes;
+	uint32_t stx_nlink;
+	uint32_t stx_uid;
+	uint32_t stx_gid;
+	uint16_t stx_mode;
+	uint16_t spare0;
+	uint64_t stx_ino;
+	uint64_t stx_size;
+	uint64_t stx_blocks;
+	uint64_t stx_attributes_mask;
+	struct tos_statx_timestamp stx_atime;
+	struct tos_statx_timestamp stx_btime;
+	struct tos_statx_timestamp stx_ctime;
+	struct tos_statx_timestamp stx_mtime;
+	uint32_t stx_rdev_major;
+	uint32_t stx_rdev_minor;
+	uint32_t stx_dev_major;
+	uint32_t stx_dev_minor;
+	uint64_t stx_mnt_id;
+	uint32_t stx_dio_mem_align;
+	uint32_t stx_dio_offset_align;
+	uint64_t stx_subvol;
+	uint32_t stx_atomic_write_unit_min;
+	uint32_t stx_atomic_write_unit_max;
+	uint32_t stx_atomic_write_segments_max;
+	uint32_t stx_dio_read_offset_align;
+	uint32_t stx_atomic_write_unit_max_opt;
+	uint32_t spare2;
+	uint64_t spare3[8];
+};
+_Static_assert(sizeof(struct tos_statx) == 256, "struct statx");
+_Static_assert(offsetof(struct tos_statx, stx_mnt_id) == 0x90, "struct statx");
+_Static_assert(offsetof(struct tos_statx, stx_subvol) == 0xa0, "struct statx");
+_Static_assert(offsetof(struct tos_statx, spare3) == 0xc0, "struct statx");
+
+/* listmount(2), statmount(2). mnt_ns_fd is Linux 6.18, mnt_ns_id 6.11; both are 0 if unused. */
+struct tos_mnt_id_req {
+	uint32_t size;
+	uint32_t mnt_ns_fd;
+	uint64_t mnt_id;
+	uint64_t param;
+	uint64_t mnt_ns_id;
+};
+_Static_assert(sizeof(struct tos_mnt_id_req) == 32, "struct mnt_id_req");
+
+/* String members are offsets into str. */
+struct tos_statmount {
+	uint32_t size;
+	uint32_t mnt_opts;
+	uint64_t mask;
+	uint32_t sb_dev_major;
+	uint32_t sb_dev_minor;
+	uint64_t sb_magic;
+	uint32_t sb_flags;
+	uint32_t fs_type;
+	uint64_t mnt_id;
+	uint64_t mnt_parent_id;
+	uint32_t mnt_id_old;
+	uint32_t mnt_parent_id_old;
+	uint64_t mnt_attr;
+	uint64_t mnt_propagation;
+	uint64_t mnt_peer_group;
+	uint64_t mnt_master;
+	uint64_t propagate_from;
+	uint32_t mnt_root;
+	uint32_t mnt_point;
+	uint64_t mnt_ns_id;
+	uint32_t fs_subtype;
+	uint32_t sb_source;
+	uint32_t opt_num;
+	uint32_t opt_array;
+	uint32_t opt_sec_num;
+	uint32_t opt_sec_array;
+	uint64_t supported_mask;
+	uint32_t mnt_uidmap_num;
+	uint32_t mnt_uidmap;
+	uint32_t mnt_gidmap_num;
+	uint32_t mnt_gidmap;
+	uint64_t spare[43];
+	char str[];
+};
+_Static_assert(sizeof(struct tos_statmount) == 512, "struct statmount");
+_Static_assert(offsetof(struct tos_statmount, mnt_ns_id) == 112, "struct statmount");
+_Static_assert(offsetof(struct tos_statmount, supported_mask) == 144, "struct statmount");
+_Static_assert(offsetof(struct tos_statmount, spare) == 168, "struct statmount");
+
+#define TOS_STATMOUNT_MNT_ROOT 0x0008ULL
+#define TOS_STATMOUNT_MNT_POINT 0x0010ULL
+#define TOS_STATMOUNT_FS_TYPE 0x0020ULL
+#define TOS_STATMOUNT_MNT_OPTS 0x0080ULL
+#define TOS_STATMOUNT_FS_SUBTYPE 0x0100ULL
+#define TOS_STATMOUNT_SB_SOURCE 0x0200ULL
+#define TOS_STATMOUNT_OPT_ARRAY 0x0400ULL
+#define TOS_STATMOUNT_OPT_SEC_ARRAY 0x0800ULL
+#define TOS_STATMOUNT_MNT_UIDMAP 0x2000ULL
+#define TOS_STATMOUNT_MNT_GIDMAP 0x4000ULL
+
+/* ioctl(2) on a mount namespace: _IOR(0xb7, 5, __u64) */
+#define TOS_NS_GET_MNTNS_ID 0x8008b705UL
+
+/* name_to_handle_at(2), open_by_handle_at(2) */
+struct tos_file_handle {
+	uint32_t handle_bytes;
+	int32_t handle_type;
+	unsigned char f_handle[];
+};
+_Static_assert(sizeof(struct tos_file_handle) == 8, "struct file_handle");
+
+#define TOS_MAX_HANDLE_SZ 128
+#define TOS_AT_HANDLE_MNT_ID_UNIQUE 0x1
+
+#endif

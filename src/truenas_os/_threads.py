@@ -1,0 +1,606 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""Worker threads: the one place where a blocking call leaves the event loop.
+
+A process has one pool of warm daemon threads. An event loop has one :class:`_Portal`: the queue of
+its calls, its limit, and the calls that are finished and on their way back. A worker drains the
+queue of one portal at a time; what it finishes is delivered in one wake-up of the loop however many
+calls have come together.
+
+Two workers serve a portal while its calls return quickly. A supervisor, which sleeps while no queue
+has anything in it, looks for calls that do not: one that has been running for ``SLOW`` seconds is no
+longer counted on, so another worker takes over the queue; one that has been running for ``STUCK``
+seconds no longer counts against the portal's limit either. So a server that does not answer holds
+its own workers and nobody else's, up to ``CEILING`` threads in the process.
+
+A call is in one of four states, changed under its portal's lock. Whichever side comes late, the
+worker with a result or the task that was cancelled, finds the call GONE or DONE and sees to it that
+the result is disposed of, always on a worker: closing a descriptor can hang.
+"""
+
+import asyncio
+import errno
+import functools
+import inspect
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context, copy_context
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any, Final, Generic, ParamSpec, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from .blocking.flags import AT_FDCWD
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEFAULT_LIMIT: Final = 64
+CEILING: Final = 512
+SLOW: Final = 0.005
+STUCK: Final = 0.1
+
+# Seconds for which a cancelled call is waited for. One that uses its caller's descriptor is then
+# surely inside the kernel with a reference of its own to the file; one that changes something has
+# most likely done so.
+GRACE_FD: Final = 0.1
+GRACE_CHANGE: Final = 5.0
+
+_WARM = 2
+_KEPT_IDLE = 16
+
+_QUEUED, _RUNNING, _DONE, _GONE = range(4)
+
+
+class _Call(Generic[T]):
+    """One call on its way through a worker."""
+
+    __slots__ = (
+        "args",
+        "certain",
+        "context",
+        "error",
+        "function",
+        "kwargs",
+        "late",
+        "result",
+        "state",
+        "waiter",
+    )
+
+    result: T
+
+    def __init__(
+        self,
+        function: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        late: Callable[[T], object] | None = None,
+        certain: bool = False,
+    ) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        # Undoes a result that nobody is left to receive.
+        self.late = late
+        # To be made even if nobody waits for it any more.
+        self.certain = certain
+        self.context: Context = copy_context()
+        self.waiter: Any = None
+        self.error: BaseException | None = None
+        self.state = _QUEUED
+
+    def run(self) -> None:
+        try:
+            self.result = self.context.run(self.function, *self.args, **self.kwargs)
+        except BaseException as error:
+            self.error = error
+
+    def dispose(self) -> None:
+        if self.late is not None and self.error is None:
+            try:
+                self.late(self.result)
+            except OSError:
+                pass  # nobody is left to be told of that either
+
+
+class _Worker(threading.Thread):
+    """A warm thread: serves one portal until its queue is empty, then waits for the next."""
+
+    def __init__(self, pool: "_Pool") -> None:
+        super().__init__(name="truenas_os worker", daemon=True)
+        self.pool = pool
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.portal: _Portal | None = None
+        # When the current call began, and what the supervisor found about it.
+        self.since: float | None = None
+        self.slow = False
+        self.stuck = False
+
+    def serve(self, portal: "_Portal") -> None:
+        self.portal = portal
+        self.gate.release()
+
+    def run(self) -> None:
+        while True:
+            self.gate.acquire()
+            portal, self.portal = self.portal, None
+            assert portal is not None
+            call = portal.exchange(self, None)
+            while call is not None:
+                call.run()
+                call = portal.exchange(self, call)
+            portal = None
+            if not self.pool.keep(self):
+                return
+
+
+class _Pool:
+    """The process's threads: workers, and the supervisor of the portals whose queues wait."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.size = 0
+        self.idle: list[_Worker] = []
+        # Portals to watch, and functions to call. A SimpleQueue can be put to from anywhere, even
+        # from a finalizer that runs while this very thread holds a lock.
+        self.inbox: SimpleQueue[_Portal | Callable[[], None]] = SimpleQueue()
+        self.supervisor: threading.Thread | None = None
+
+    def worker(self) -> _Worker | None:
+        """An idle worker or a new one; None if there can be no more."""
+        try:
+            return self.idle.pop()
+        except IndexError:
+            pass
+        with self.lock:
+            if self.size >= CEILING:
+                return None
+            try:
+                if self.supervisor is None:
+                    supervisor = threading.Thread(
+                        target=self._supervise, name="truenas_os supervisor", daemon=True
+                    )
+                    supervisor.start()
+                    self.supervisor = supervisor
+                worker = _Worker(self)
+                worker.start()
+            except RuntimeError:  # what threading raises where the system has no more threads
+                return None
+            self.size += 1
+            return worker
+
+    def keep(self, worker: _Worker) -> bool:
+        """Whether a worker without work is to stay; it then is in the list of idle ones."""
+        if len(self.idle) < _KEPT_IDLE:
+            self.idle.append(worker)
+            return True
+        with self.lock:
+            self.size -= 1
+        return False
+
+    def _supervise(self) -> None:
+        watched: set[_Portal] = set()
+        while True:
+            try:
+                message = self.inbox.get(timeout=SLOW) if watched else self.inbox.get()
+                if isinstance(message, _Portal):
+                    watched.add(message)
+                else:
+                    message()
+                del message
+            except Empty:
+                pass
+            watched = {portal for portal in watched if portal.supervise()}
+
+
+class _Portal:
+    """An event loop's calls: those that wait, those that run, those that are finished."""
+
+    def __init__(self, loop: object) -> None:
+        self.loop = weakref.ref(loop)
+        self.pid = os.getpid()
+        # Reentrant because a signal handler or a finalizer may submit a call.
+        self.lock = threading.RLock()
+        self.limit = DEFAULT_LIMIT
+        self.queue: deque[_Call[Any]] = deque()
+        self.done: list[_Call[Any]] = []
+        self.waking = False
+        self.watched = False
+        self.workers: set[_Worker] = set()
+        # Of those workers: not in a slow call; not in a stuck one.
+        self.quick = 0
+        self.running = 0
+
+    # What depends on the kind of event loop.
+
+    def start_waiting(self, call: _Call[Any]) -> Awaitable[object]:
+        """Set ``call.waiter`` and return what the task is to await."""
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        """From any thread: have the loop call :meth:`deliver`. RuntimeError if it is closed."""
+        raise NotImplementedError
+
+    def release(self, waiter: Any) -> None:
+        """On the loop: let the task go on."""
+        raise NotImplementedError
+
+    # On the loop.
+
+    def submit(self, call: _Call[Any]) -> None:
+        with self.lock:
+            self.queue.append(call)
+            wanted = self.quick < _WARM and self.running < self.limit
+            if wanted:
+                self.quick += 1
+                self.running += 1
+            else:
+                self._watch()
+        if wanted:
+            self._engage()
+
+    def deliver(self) -> None:
+        with self.lock:
+            done, self.done = self.done, []
+            self.waking = False
+        for call in done:
+            if call.waiter is not None:
+                self.release(call.waiter)
+
+    def withdraw(self, call: _Call[Any]) -> bool:
+        """Take back a call that has not begun; False if it has, or must be made."""
+        with self.lock:
+            if call.state != _QUEUED or call.certain:
+                return False
+            call.state = _GONE
+            return True
+
+    def wait_again(self, call: _Call[Any]) -> Awaitable[object] | None:
+        """What to await for a call whose first wait was cancelled; None if it does not run."""
+        with self.lock:
+            return self.start_waiting(call) if call.state == _RUNNING else None
+
+    def abandon(self, call: _Call[Any]) -> None:
+        """Nobody waits for *call* any more."""
+        if self.pid != os.getpid():
+            return  # in a forked child: the call is the parent's, and so is the lock
+        with self.lock:
+            call.waiter = None
+            finished = call.state == _DONE
+            if not (call.certain and call.state == _QUEUED):
+                call.state = _GONE
+        if finished and call.late is not None and call.error is None:
+            self.submit(_Call(call.dispose, (), {}, certain=True))
+
+    # On any thread.
+
+    def _watch(self) -> None:
+        if not self.watched:
+            self.watched = True
+            _pool.inbox.put(self)
+
+    def _engage(self) -> bool:
+        """Put the worker that was counted already on the queue; False if there is none."""
+        worker = _pool.worker()
+        with self.lock:
+            if worker is not None:
+                self.workers.add(worker)
+            else:
+                self.quick -= 1
+                self.running -= 1
+                if self.running:
+                    self._watch()
+                else:
+                    self._refuse()
+        if worker is not None:
+            worker.serve(self)
+        elif self.done:
+            self._wake_or_drop()
+        return worker is not None
+
+    def _refuse(self) -> None:
+        note = (
+            f"no thread is free for the call: all {_pool.size} (of at most {CEILING}) are held by "
+            "calls that do not return, or the system gives no more"
+        )
+        for call in self.queue:
+            if call.state == _QUEUED and not call.certain:
+                call.error = OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                call.error.add_note(note)
+                call.state = _DONE
+                self.done.append(call)
+        self.queue = deque(call for call in self.queue if call.state == _QUEUED)
+        if self.queue:
+            self._watch()
+
+    def _wake_or_drop(self) -> None:
+        try:
+            self.wake()
+        except RuntimeError:
+            # The loop is closed: no task is left to receive anything.
+            with self.lock:
+                done, self.done = self.done, []
+                self.waking = False
+                lost = [call for call in done if call.state == _DONE]
+                for call in lost:
+                    call.state = _GONE
+            for call in lost:
+                call.dispose()
+
+    # On a worker.
+
+    def exchange(self, worker: _Worker, finished: _Call[Any] | None) -> _Call[Any] | None:
+        """Hand in a finished call and take the next; None, and the worker is free, if there is none."""
+        wake = False
+        while True:
+            with self.lock:
+                if finished is None or finished.state != _GONE:
+                    if finished is not None and finished.waiter is not None:
+                        finished.state = _DONE
+                        self.done.append(finished)
+                        wake = not self.waking
+                        self.waking = True
+                    call = self._take(worker)
+                    break
+            finished.dispose()
+            finished = None
+        if wake:
+            self._wake_or_drop()
+        return call
+
+    def _take(self, worker: _Worker) -> _Call[Any] | None:
+        if worker.slow:
+            worker.slow = False
+            self.quick += 1
+        if worker.stuck:
+            worker.stuck = False
+            self.running += 1
+        while self.queue and self.running <= self.limit:
+            call = self.queue.popleft()
+            if call.state == _QUEUED:
+                call.state = _RUNNING
+                worker.since = monotonic()
+                return call
+        worker.since = None
+        self.workers.discard(worker)
+        self.quick -= 1
+        self.running -= 1
+        return None
+
+    # On the supervisor.
+
+    def supervise(self) -> bool:
+        """Find the slow and the stuck and replace them; False once nothing waits."""
+        with self.lock:
+            now = monotonic()
+            for worker in self.workers:
+                age = 0.0 if worker.since is None else now - worker.since
+                if age >= SLOW and not worker.slow:
+                    worker.slow = True
+                    self.quick -= 1
+                if age >= STUCK and not worker.stuck:
+                    worker.stuck = True
+                    self.running -= 1
+            # With no quick worker left, double: a disk that is slow wants many calls at once.
+            wanted = _WARM - self.quick if self.quick else max(_WARM, len(self.workers))
+            wanted = max(0, min(wanted, len(self.queue), self.limit - self.running))
+            self.quick += wanted
+            self.running += wanted
+            self.watched = bool(self.queue)
+        for engaged in range(wanted):
+            if not self._engage():
+                with self.lock:
+                    self.quick -= wanted - engaged - 1
+                    self.running -= wanted - engaged - 1
+                break
+        return self.watched
+
+
+class _AsyncioPortal(_Portal):
+    """asyncio, and every loop that is one (uvloop)."""
+
+    loop: "weakref.ref[asyncio.AbstractEventLoop]"
+
+    def start_waiting(self, call: _Call[Any]) -> Awaitable[object]:
+        call.waiter = future = asyncio.get_running_loop().create_future()
+        return future
+
+    def wake(self) -> None:
+        loop = self.loop()
+        if loop is None:
+            raise RuntimeError("the event loop is gone")
+        loop.call_soon_threadsafe(self.deliver)
+
+    def release(self, waiter: "asyncio.Future[None]") -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+
+class _TrioPortal(_Portal):
+    """trio, whose token stands for the loop."""
+
+    loop: "weakref.ref[trio.lowlevel.TrioToken]"
+
+    def start_waiting(self, call: _Call[Any]) -> Awaitable[object]:
+        import trio
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            call.waiter = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        call.waiter = trio.lowlevel.current_task()
+        return trio.lowlevel.wait_task_rescheduled(abort)
+
+    def wake(self) -> None:
+        token = self.loop()
+        if token is None:
+            raise RuntimeError("the event loop is gone")
+        token.run_sync_soon(self.deliver)
+
+    def release(self, waiter: "trio.lowlevel.Task") -> None:
+        import trio
+
+        trio.lowlevel.reschedule(waiter)
+
+
+class _Portals(threading.local):
+    """The portals that this thread's event loops have used, and the last of them."""
+
+    def __init__(self) -> None:
+        self.last: _Portal | None = None
+        self.all: weakref.WeakKeyDictionary[object, _Portal] = weakref.WeakKeyDictionary()
+
+
+_pool = _Pool()
+_portals = _Portals()
+
+
+def _start_empty() -> None:
+    # A forked child has none of its parent's threads, and cannot know who held which lock.
+    global _pool, _portals
+    _pool = _Pool()
+    _portals = _Portals()
+
+
+os.register_at_fork(after_in_child=_start_empty)
+
+
+def _portal() -> _Portal:
+    """The portal of the running event loop. RuntimeError if there is none."""
+    trio = sys.modules.get("trio")
+    in_trio = trio is not None and trio.lowlevel.in_trio_task()
+    loop = trio.lowlevel.current_trio_token() if in_trio else asyncio.get_running_loop()
+    portal = _portals.last
+    if portal is None or portal.loop() is not loop:
+        portal = _portals.all.get(loop)
+        if portal is None:
+            portal = _TrioPortal(loop) if in_trio else _AsyncioPortal(loop)
+            _portals.all[loop] = portal
+        _portals.last = portal
+    return portal
+
+
+def set_thread_limit(limit: int) -> int:
+    """Set how many calls of the running event loop may be under way at once; return the old limit.
+
+    The default is 64. A call that has been under way for more than 0.1 s does not count. Raises
+    :exc:`ValueError` for a limit that is not between 1 and 512, the most threads that all event
+    loops of a process have together, and :exc:`RuntimeError` outside an event loop.
+    """
+    if not 1 <= limit <= CEILING:
+        raise ValueError(f"the limit must be between 1 and {CEILING}, not {limit}")
+    portal = _portal()
+    with portal.lock:
+        old, portal.limit = portal.limit, limit
+    return old
+
+
+async def _finish(portal: _Portal, call: _Call[T], grace: Callable[[_Call[Any]], float]) -> T:
+    waiting = portal.start_waiting(call)
+    portal.submit(call)
+    try:
+        await waiting
+    except GeneratorExit:
+        # Closed, perhaps by the garbage collector inside of anything: no lock may be taken here.
+        _pool.inbox.put(functools.partial(portal.abandon, call))
+        raise
+    except BaseException:
+        try:
+            if not portal.withdraw(call):
+                await _linger(portal, call, grace(call))
+        finally:
+            portal.abandon(call)
+        raise
+    if call.error is None:
+        return call.result
+    try:
+        raise call.error
+    finally:
+        del call  # whose error's traceback leads back to this frame
+
+
+async def _linger(portal: _Portal, call: _Call[Any], seconds: float) -> None:
+    """Wait for a call that runs, deaf to further cancellation, but not for long."""
+    deadline = anyio.current_time() + seconds
+    while (left := deadline - anyio.current_time()) > 0:
+        if (waiting := portal.wait_again(call)) is None:
+            return
+        try:
+            with anyio.move_on_after(left, shield=True):
+                await waiting
+        except anyio.get_cancelled_exc_class():
+            pass  # Task.cancel() knows no shields
+
+
+async def offload(
+    function: Callable[..., T],
+    *args: Any,
+    late: Callable[[T], object] | None = None,
+    certain: bool = False,
+) -> T:
+    """Call *function* with *args* on a worker thread; when cancelled, abandon it.
+
+    A call that is *certain* is made even then. A result that nobody receives goes to *late*.
+    """
+    return await _finish(_portal(), _Call(function, args, {}, late, certain), _no_grace)
+
+
+def in_thread(
+    function: Callable[P, T], late: Callable[[T], object] | None = None
+) -> Callable[P, Coroutine[Any, Any, T]]:
+    """The async form of a call that asks or opens.
+
+    When cancelled it is abandoned, but not before it has had its own reference to any descriptor of
+    the caller's. A result that nobody receives goes to *late*.
+    """
+    grace = _fd_grace(inspect.signature(function))
+
+    @functools.wraps(function)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await _finish(_portal(), _Call(function, args, kwargs, late), grace)
+
+    return call
+
+
+def changing(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """The async form of a call that changes something: when cancelled, it is waited for."""
+
+    @functools.wraps(function)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        return await _finish(_portal(), _Call(function, args, kwargs), _change_grace)
+
+    return call
+
+
+def _no_grace(_: _Call[Any]) -> float:
+    return 0.0
+
+
+def _change_grace(_: _Call[Any]) -> float:
+    return GRACE_CHANGE
+
+
+def _fd_grace(signature: inspect.Signature) -> Callable[[_Call[Any]], float]:
+    def grace(call: _Call[Any]) -> float:
+        given = signature.bind(*call.args, **call.kwargs).arguments
+        fds = (value for name, value in given.items() if name in _FD_PARAMETERS)
+        return GRACE_FD if any(_is_fd(value) for value in fds) else 0.0
+
+    return grace
+
+
+def _is_fd(value: object) -> bool:
+    return value != AT_FDCWD if isinstance(value, int) else hasattr(value, "fileno")
+
+
+_FD_PARAMETERS = frozenset(
+    {"dir_fd", "dirfd", "mnt_ns", "mount_fd", "newdirfd", "olddirfd", "path_or_fd"}
+)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""The synchronous face: every call of :mod:`truenas_os` under the same name, for code in threads.
+
+``from truenas_os import blocking as truenas_os`` gives the whole face, constants and results included.
+"""
+
+from . import flags
+from .fds import Fd
+from .filehandle import fhandle
+from .files import openat2, renameat2, statx
+from .flags import *
+from .mounts import iter_mount, listmount, mount_of, open_mount_by_id, statmount
+from .results import IdmapMapping, StatmountResult, StatxResult
+
+__all__ = [
+    "Fd",
+    "IdmapMapping",
+    "StatmountResult",
+    "StatxResult",
+    "fhandle",
+    "iter_mount",
+    "listmount",
+    "mount_of",
+    "open_mount_by_id",
+    "openat2",
+    "renameat2",
+    "statmount",
+    "statx",
+]
+__all__ += flags.__all__

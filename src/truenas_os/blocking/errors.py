@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""The one place that turns a negative result of the native layer into an exception."""
+
+import errno
+import os
+
+from .arguments import FileDescriptorLike, StrOrBytesPath, fileno
+from .flags import AT_FDCWD
+
+# The Linux version that brought each system call.
+_SINCE = {
+    "listmount": "6.8",
+    "name_to_handle_at": "2.6.39",
+    "open_by_handle_at": "2.6.39",
+    "openat2": "5.6",
+    "renameat2": "3.15",
+    "statmount": "6.8",
+    "statx": "4.11",
+}
+
+
+def check(
+    ret: int,
+    call: str,
+    filename: StrOrBytesPath | int | None = None,
+    *,
+    filename2: StrOrBytesPath | None = None,
+    dirfds: tuple[FileDescriptorLike, ...] = (),
+    notes: tuple[str, ...] = (),
+) -> None:
+    """Raise the OSError that *ret*, a negative result of the system call *call*, stands for.
+
+    Returns only for ``-EINTR``: the caller then makes the call again, which is also the moment at
+    which Python has run the signal's handler.
+    """
+    code = -ret
+    if code == errno.EINTR:
+        return
+    names = () if filename is None else (filename, None, filename2)
+    error = OSError(code, os.strerror(code), *names)
+    if code == errno.ENOSYS:
+        error.add_note(
+            f"{call}() needs Linux {_SINCE[call]}; this kernel is {os.uname().release}, "
+            "or a seccomp filter hides the call"
+        )
+    for dirfd in dirfds:
+        if (fd := fileno(dirfd)) != AT_FDCWD:
+            error.add_note(f"{call}() began at descriptor {fd}{_where(fd)}")
+    for note in notes:
+        error.add_note(note)
+    raise error
+
+
+def _where(fd: int) -> str:
+    try:
+        return f", {os.readlink(f'/proc/self/fd/{fd}')}"
+    except OSError:
+        return ", which is not open" if fd < 0 or not _is_open(fd) else ""
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.get_inheritable(fd)
+    except OSError:
+        return False
+    return True

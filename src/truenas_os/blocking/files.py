@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""Files by path: openat2, statx, renameat2."""
+
+import errno
+import struct
+
+from .._native import ffi, lib
+from .arguments import FileDescriptorLike, StrOrBytesPath, fileno, path_bytes
+from .errors import check
+from .fds import Fd
+from .flags import RESOLVE_BENEATH, RESOLVE_CACHED, RESOLVE_IN_ROOT, STATX_BASIC_STATS, STATX_BTIME
+from .results import StatxResult
+
+# A rename anywhere on the system can make one scoped lookup fail with EAGAIN. Even beside a thread
+# that does nothing but rename, so many failures in a row do not happen by chance.
+_SCOPED_TRIES = 128
+_SCOPED = int(RESOLVE_BENEATH | RESOLVE_IN_ROOT)
+_CACHED = int(RESOLVE_CACHED)
+
+_STATX = struct.Struct("=2IQ3IH2x4Q" + "qI4x" * 4 + "4IQ2IQ5I4x64x")
+_unpack, _new_tuple = _STATX.unpack, tuple.__new__
+# Buffers that no call is using: taking one and giving it back costs a third of making one.
+_spare: "list[tuple[ffi.CData, ffi.buffer]]" = []
+
+
+def openat2(
+    dirfd: FileDescriptorLike,
+    pathname: StrOrBytesPath,
+    flags: int,
+    mode: int = 0,
+    resolve: int = 0,
+) -> Fd:
+    """Open *pathname*, relative to *dirfd*, with control over how the path is resolved.
+
+    *flags* are ``os.O_*``, *mode* the permissions for ``O_CREAT`` and ``O_TMPFILE``, *resolve*
+    ``RESOLVE_*``. The descriptor is close-on-exec whatever the flags. The EAGAIN with which
+    ``RESOLVE_BENEATH`` and ``RESOLVE_IN_ROOT`` answer a concurrent rename is retried, except with
+    ``RESOLVE_CACHED``, where it means that the lookup would have to wait.
+
+    Raises :exc:`OSError`: ELOOP (a symlink that *resolve* forbids), EXDEV (a mount point or an
+    escape that it forbids), EAGAIN, EINVAL (unknown flags, or a mode without ``O_CREAT``), E2BIG,
+    and all that :manpage:`open(2)` lists. :manpage:`openat2(2)`. Linux 5.6.
+    """
+    path = path_bytes(pathname)
+    fd = fileno(dirfd)
+    tries = 1
+    while (ret := lib.tos_openat2(fd, path, flags, mode, resolve)) < 0:
+        raced = ret == -errno.EAGAIN and resolve & _SCOPED and not resolve & _CACHED
+        if not raced or tries == _SCOPED_TRIES:
+            check(ret, "openat2", pathname, dirfds=(fd,))
+        tries += 1
+    return Fd(ret)
+
+
+def statx(
+    dirfd: FileDescriptorLike,
+    pathname: StrOrBytesPath,
+    flags: int = 0,
+    mask: int = STATX_BASIC_STATS | STATX_BTIME,
+) -> StatxResult:
+    """The attributes of the file *pathname*, relative to *dirfd*.
+
+    *flags* are ``AT_*`` (``AT_EMPTY_PATH`` with ``""`` asks about *dirfd* itself), *mask* the
+    wanted fields (``STATX_*``).
+
+    Raises :exc:`OSError`: EACCES, EBADF, EFAULT, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM,
+    ENOTDIR. :manpage:`statx(2)`. Linux 4.11.
+    """
+    path = path_bytes(pathname)
+    fd = fileno(dirfd)
+    try:
+        spare = _spare.pop()
+    except IndexError:
+        out = ffi.new("char[]", _STATX.size)
+        spare = out, ffi.buffer(out)
+    while (ret := lib.tos_statx(fd, path, flags, mask, spare[0])) < 0:
+        check(ret, "statx", pathname or fd, dirfds=(fd,))
+    fields = _unpack(spare[1])
+    _spare.append(spare)
+    return _new_tuple(StatxResult, fields)
+
+
+def renameat2(
+    olddirfd: FileDescriptorLike,
+    oldpath: StrOrBytesPath,
+    newdirfd: FileDescriptorLike,
+    newpath: StrOrBytesPath,
+    flags: int = 0,
+) -> None:
+    """Rename *oldpath*, relative to *olddirfd*, to *newpath*, relative to *newdirfd*.
+
+    *flags*: ``RENAME_NOREPLACE`` (EEXIST if *newpath* exists), ``RENAME_EXCHANGE`` (swap the two),
+    ``RENAME_WHITEOUT``.
+
+    Raises :exc:`OSError` with both names: EEXIST, EINVAL (a flag that the filesystem lacks), ENOENT,
+    EXDEV, and all that :manpage:`rename(2)` lists. :manpage:`renameat2(2)`. Linux 3.15.
+    """
+    old, new = path_bytes(oldpath), path_bytes(newpath)
+    old_fd, new_fd = fileno(olddirfd), fileno(newdirfd)
+    while (ret := lib.tos_renameat2(old_fd, old, new_fd, new, flags)) < 0:
+        check(ret, "renameat2", oldpath, filename2=newpath, dirfds=(old_fd, new_fd))

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""The index of the async face: every blocking call, on a worker thread.
+
+The signatures and the docstrings are those of :mod:`truenas_os.blocking`.
+"""
+
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, ParamSpec
+
+from . import blocking
+from ._threads import changing, in_thread, offload
+from .blocking.arguments import FileDescriptorLike
+from .blocking.flags import LSMT_ROOT, STATMOUNT_MNT_BASIC, STATMOUNT_SB_BASIC
+from .blocking.mounts import mount_batches
+from .blocking.results import StatmountResult
+from .fds import Fd
+
+P = ParamSpec("P")
+
+
+def _opening(function: Callable[P, blocking.Fd]) -> Callable[P, Coroutine[Any, Any, Fd]]:
+    open_late_closed = in_thread(function, late=blocking.Fd.close)
+
+    @functools.wraps(function)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> Fd:
+        return Fd(await open_late_closed(*args, **kwargs))
+
+    return call
+
+
+listmount = in_thread(blocking.listmount)
+statmount = in_thread(blocking.statmount)
+mount_of = in_thread(blocking.mount_of)
+open_mount_by_id = _opening(blocking.open_mount_by_id)
+openat2 = _opening(blocking.openat2)
+statx = in_thread(blocking.statx)
+renameat2 = changing(blocking.renameat2)
+
+
+async def iter_mount(
+    mnt_id: int = LSMT_ROOT,
+    last_mnt_id: int = 0,
+    reverse: bool = False,
+    statmount_flags: int = STATMOUNT_MNT_BASIC | STATMOUNT_SB_BASIC,
+    *,
+    mnt_ns: FileDescriptorLike | None = None,
+) -> AsyncIterator[StatmountResult]:
+    """The mounts that :func:`listmount` lists, each described as :func:`statmount` does.
+
+    A mount that vanishes meanwhile is left out. A worker thread is asked once for every few hundred
+    mounts. Raises what those two raise, at the first item.
+    """
+    batches = mount_batches(mnt_id, last_mnt_id, reverse, statmount_flags, mnt_ns=mnt_ns)
+    while batch := await offload(next, batches, ()):
+        for mount in batch:
+            yield mount
