@@ -52,6 +52,9 @@ GRACE_FD: Final = 0.1
 GRACE_CHANGE: Final = 5.0
 
 _WARM = 2
+# While calls queue up, finished ones may be held back for so long, in seconds, to be delivered
+# together.
+_GATHER = 0.0005
 _KEPT_IDLE = 16
 
 _QUEUED, _RUNNING, _DONE, _GONE = range(4)
@@ -212,6 +215,7 @@ class _Portal:
         self.queue: deque[_Call[Any]] = deque()
         self.done: list[_Call[Any]] = []
         self.waking = False
+        self.woken = 0.0
         self.watched = False
         self.workers: set[_Worker] = set()
         # Of those workers: not in a slow call; not in a stuck one.
@@ -289,19 +293,21 @@ class _Portal:
     def _engage(self) -> bool:
         """Put the worker that was counted already on the queue; False if there is none."""
         worker = _pool.worker()
+        wake = False
         with self.lock:
             if worker is not None:
                 self.workers.add(worker)
             else:
                 self.quick -= 1
                 self.running -= 1
-                if self.running:
-                    self._watch()
-                else:
+                if self.running == 0:
                     self._refuse()
+                    wake = self._to_be_woken(None)
+                if self.queue:
+                    self._watch()
         if worker is not None:
             worker.serve(self)
-        elif self.done:
+        if wake:
             self._wake_or_drop()
         return worker is not None
 
@@ -317,8 +323,6 @@ class _Portal:
                 call.state = _DONE
                 self.done.append(call)
         self.queue = deque(call for call in self.queue if call.state == _QUEUED)
-        if self.queue:
-            self._watch()
 
     def _wake_or_drop(self) -> None:
         try:
@@ -345,15 +349,25 @@ class _Portal:
                     if finished is not None and finished.waiter is not None:
                         finished.state = _DONE
                         self.done.append(finished)
-                        wake = not self.waking
-                        self.waking = True
                     call = self._take(worker)
+                    wake = self._to_be_woken(worker.since)
                     break
             finished.dispose()
             finished = None
         if wake:
             self._wake_or_drop()
         return call
+
+    def _to_be_woken(self, now: float | None) -> bool:
+        """Whether finished calls are to be delivered now. While more wait, and the supervisor
+        watches that they do not wait long, one wake-up may serve many."""
+        if not self.done or self.waking:
+            return False
+        if now is not None and self.queue and self.watched and now - self.woken < _GATHER:
+            return False
+        self.waking = True
+        self.woken = now or 0.0
+        return True
 
     def _take(self, worker: _Worker) -> _Call[Any] | None:
         if worker.slow:
@@ -394,6 +408,9 @@ class _Portal:
             self.quick += wanted
             self.running += wanted
             self.watched = bool(self.queue)
+            wake = self._to_be_woken(None)
+        if wake:
+            self._wake_or_drop()
         for engaged in range(wanted):
             if not self._engage():
                 with self.lock:

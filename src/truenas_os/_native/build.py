@@ -6,6 +6,18 @@ from pathlib import Path
 from cffi import FFI
 
 TOPICS = ("sys", "files", "filehandle", "mounts")
+# The system calls made, whose numbers the tests use to make them fail.
+SYSCALLS = (
+    "close",
+    "ioctl",
+    "listmount",
+    "name_to_handle_at",
+    "open_by_handle_at",
+    "openat2",
+    "renameat2",
+    "statmount",
+    "statx",
+)
 
 here = Path(__file__).parent
 # setuptools wants the sources relative to the project's root, which is where it runs.
@@ -14,9 +26,10 @@ sources = Path("src", "truenas_os", "_native")
 ffibuilder = FFI()
 for topic in TOPICS:
     ffibuilder.cdef((here / f"{topic}.cdef.h").read_text())
+ffibuilder.cdef("\n".join(f"#define TOS_SYS_{name} ..." for name in SYSCALLS))
 ffibuilder.set_source(
     "truenas_os._native._lib",
-    "\n".join(f'#include "{topic}.cdef.h"' for topic in TOPICS),
+    '#include "uapi.h"\n' + "\n".join(f'#include "{topic}.cdef.h"' for topic in TOPICS),
     sources=[str(sources / f"{topic}.c") for topic in TOPICS],
     depends=[str(path) for path in sources.glob("*.h")],
     include_dirs=[str(sources)],

@@ -11,7 +11,7 @@ int tos_name_to_handle_at(int dirfd, const char *path, void *handle, uint64_t *m
 
 	fh->handle_bytes = TOS_MAX_HANDLE_SZ;
 	fh->handle_type = 0;
-	ret = tos_syscall(SYS_name_to_handle_at, dirfd, TOS_ARG(path), TOS_ARG(fh),
+	ret = tos_syscall(TOS_SYS_name_to_handle_at, dirfd, TOS_ARG(path), TOS_ARG(fh),
 			  unique ? TOS_ARG(mount_id) : TOS_ARG(&old_id), flags);
 	if (ret < 0)
 		return (int)ret;
@@ -22,6 +22,6 @@ int tos_name_to_handle_at(int dirfd, const char *path, void *handle, uint64_t *m
 
 int tos_open_by_handle_at(int mount_fd, const void *handle, int flags)
 {
-	return (int)tos_syscall(SYS_open_by_handle_at, mount_fd, TOS_ARG(handle),
+	return (int)tos_syscall(TOS_SYS_open_by_handle_at, mount_fd, TOS_ARG(handle),
 				flags | TOS_O_CLOEXEC, 0, 0);
 }

@@ -15,12 +15,12 @@ int tos_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint
 
 int tos_statx(int dirfd, const char *path, int flags, unsigned int mask, void *out)
 {
-	return (int)tos_syscall(SYS_statx, dirfd, TOS_ARG(path), flags, mask, TOS_ARG(out));
+	return (int)tos_syscall(TOS_SYS_statx, dirfd, TOS_ARG(path), flags, mask, TOS_ARG(out));
 }
 
 int tos_renameat2(int olddirfd, const char *oldpath, int newdirfd, const char *newpath,
 		  unsigned int flags)
 {
-	return (int)tos_syscall(SYS_renameat2, olddirfd, TOS_ARG(oldpath), newdirfd,
+	return (int)tos_syscall(TOS_SYS_renameat2, olddirfd, TOS_ARG(oldpath), newdirfd,
 				TOS_ARG(newpath), flags);
 }

@@ -21,7 +21,7 @@ int tos_listmount(int mnt_ns_fd, uint64_t mnt_ns_id, uint64_t mnt_id, uint64_t l
 
 int tos_mnt_ns_id(int mnt_ns_fd, uint64_t *id)
 {
-	return (int)tos_syscall(SYS_ioctl, mnt_ns_fd, TOS_ARG(TOS_NS_GET_MNTNS_ID), TOS_ARG(id), 0, 0);
+	return (int)tos_syscall(TOS_SYS_ioctl, mnt_ns_fd, TOS_ARG(TOS_NS_GET_MNTNS_ID), TOS_ARG(id), 0, 0);
 }
 
 /* Copies count strings that follow each other to *len in an area, and moves *len. */

@@ -97,5 +97,5 @@ long tos_syscall(long nr, long a, long b, long c, long d, long e)
 
 int tos_close(int fd)
 {
-	return (int)tos_syscall(SYS_close, fd, 0, 0, 0, 0);
+	return (int)tos_syscall(TOS_SYS_close, fd, 0, 0, 0, 0);
 }

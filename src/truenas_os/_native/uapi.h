@@ -19,9 +19,14 @@
 
 /*
  * The common table gives a call of Linux 5.1 or later one number everywhere. The older calls used
- * here (close, ioctl, renameat2, statx, name_to_handle_at, open_by_handle_at) are numbered by
- * architecture, and every C library that can build this knows them as SYS_*.
+ * here are numbered by architecture, and every C library that can build this knows them as SYS_*.
  */
+#define TOS_SYS_close SYS_close
+#define TOS_SYS_ioctl SYS_ioctl
+#define TOS_SYS_name_to_handle_at SYS_name_to_handle_at
+#define TOS_SYS_open_by_handle_at SYS_open_by_handle_at
+#define TOS_SYS_renameat2 SYS_renameat2
+#define TOS_SYS_statx SYS_statx
 #define TOS_SYS_openat2 437
 #define TOS_SYS_statmount 457
 #define TOS_SYS_listmount 458

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""The session: a private mount namespace, three event loops, and a detector of blocking calls."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_OUTSIDE = "TRUENAS_OS_TESTS_LEFT_NAMESPACE"
+
+
+def _namespace() -> str:
+    return os.readlink("/proc/self/ns/mnt")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin again inside a private mount namespace: as root directly, else in a user namespace."""
+    if outside := os.environ.get(_OUTSIDE):
+        if outside == _namespace():
+            raise pytest.UsageError("the tests are not in a mount namespace of their own")
+        return
+    if (tasks := len(os.listdir("/proc/self/task"))) != 1:
+        # Other threads would stay behind in the old namespace.
+        raise pytest.UsageError(f"{tasks} threads exist already, a plugin must have started one")
+    config.pluginmanager.getplugin("capturemanager").suspend_global_capture(in_=True)
+    sys.stdout.flush()
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    os.environ[_OUTSIDE] = _namespace()
+    os.execvp(
+        "unshare",
+        ["unshare", *user, "--mount", "--propagation", "private", "--"]
+        + [sys.executable, *sys.orig_argv[1:]],
+    )
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+        pytest.param(("trio", {}), id="trio"),
+    ]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> object:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_call_on_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the test if the library makes a blocking call in a thread with a running event loop."""
+    import blocking_calls
+
+    with blocking_calls.detected() as found:
+        yield
+    if found and "provokes_blocking_calls" not in request.keywords:
+        pytest.fail("blocking calls on the event loop: " + ", ".join(found))
+
+
+@pytest.fixture(scope="session")
+def outside_namespace() -> str:
+    """The mount namespace that the session was started in, as /proc/PID/ns/mnt reads."""
+    return os.environ[_OUTSIDE]
+
+
+@pytest.fixture
+def mount_dir(tmp_path: Path) -> Iterator[Path]:
+    """A directory of a tmpfs of its own; everything mounted below it is unmounted afterwards."""
+    import kernel
+
+    directory = tmp_path / "mounts"
+    directory.mkdir()
+    kernel.mount("tmpfs", directory, "tmpfs")
+    try:
+        yield directory
+    finally:
+        kernel.umount(directory, kernel.MNT_DETACH)
