@@ -4,6 +4,7 @@
 import contextlib
 import os
 import select
+import time
 from collections.abc import Iterator
 
 from truenas_os._native import lib
@@ -52,6 +53,13 @@ class Stopped:
     def __init__(self) -> None:
         self._reached, self.reached_fd = os.pipe()
         self.go_fd, self._go = os.pipe()
+        self._count = 0
+
+    def reached(self, count: int = 1) -> bool:
+        """Whether *count* calls have stopped so far."""
+        while self._count < count and select.select([self._reached], [], [], 0)[0]:
+            self._count += len(os.read(self._reached, count))
+        return self._count >= count
 
     def wait_reached(self, count: int = 1, timeout: float = 30) -> None:
         """Wait until *count* more calls have stopped."""
@@ -65,6 +73,9 @@ class Stopped:
         os.write(self._go, b"x" * count)
 
     def close(self) -> None:
+        # Whoever was told to go is to have read it before the pipe's number is used again.
+        while select.select([self.go_fd], [], [], 0)[0]:
+            time.sleep(0.001)
         for fd in (self._reached, self.reached_fd, self.go_fd, self._go):
             os.close(fd)
 

@@ -148,7 +148,7 @@ class _Pool:
     """The process's threads: workers, and the supervisor of the portals whose queues wait."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.size = 0
         self.idle: list[_Worker] = []
         # Portals to watch, and functions to call. A SimpleQueue can be put to from anywhere, even
@@ -209,7 +209,7 @@ class _Portal:
     def __init__(self, loop: object) -> None:
         self.loop = weakref.ref(loop)
         self.pid = os.getpid()
-        # Reentrant because a signal handler or a finalizer may submit a call.
+        # Reentrant, as the pool's: a signal handler or a finalizer may submit a call.
         self.lock = threading.RLock()
         self.limit = DEFAULT_LIMIT
         self.queue: deque[_Call[Any]] = deque()
@@ -243,8 +243,7 @@ class _Portal:
             self.queue.append(call)
             wanted = self.quick < _WARM and self.running < self.limit
             if wanted:
-                self.quick += 1
-                self.running += 1
+                self._count_one_more()
             else:
                 self._watch()
         if wanted:
@@ -289,6 +288,10 @@ class _Portal:
         if not self.watched:
             self.watched = True
             _pool.inbox.put(self)
+
+    def _count_one_more(self) -> None:
+        self.quick += 1
+        self.running += 1
 
     def _engage(self) -> bool:
         """Put the worker that was counted already on the queue; False if there is none."""
@@ -346,9 +349,10 @@ class _Portal:
         while True:
             with self.lock:
                 if finished is None or finished.state != _GONE:
-                    if finished is not None and finished.waiter is not None:
+                    if finished is not None:
                         finished.state = _DONE
-                        self.done.append(finished)
+                        if finished.waiter is not None:
+                            self.done.append(finished)
                     call = self._take(worker)
                     wake = self._to_be_woken(worker.since)
                     break
@@ -405,17 +409,14 @@ class _Portal:
             # With no quick worker left, double: a disk that is slow wants many calls at once.
             wanted = _WARM - self.quick if self.quick else max(_WARM, len(self.workers))
             wanted = max(0, min(wanted, len(self.queue), self.limit - self.running))
-            self.quick += wanted
-            self.running += wanted
             self.watched = bool(self.queue)
             wake = self._to_be_woken(None)
         if wake:
             self._wake_or_drop()
-        for engaged in range(wanted):
+        for _ in range(wanted):
+            with self.lock:
+                self._count_one_more()
             if not self._engage():
-                with self.lock:
-                    self.quick -= wanted - engaged - 1
-                    self.running -= wanted - engaged - 1
                 break
         return self.watched
 
@@ -521,8 +522,8 @@ def set_thread_limit(limit: int) -> int:
 
 async def _finish(portal: _Portal, call: _Call[T], grace: Callable[[_Call[Any]], float]) -> T:
     waiting = portal.start_waiting(call)
-    portal.submit(call)
     try:
+        portal.submit(call)
         await waiting
     except GeneratorExit:
         # Closed, perhaps by the garbage collector inside of anything: no lock may be taken here.
@@ -535,12 +536,14 @@ async def _finish(portal: _Portal, call: _Call[T], grace: Callable[[_Call[Any]],
         finally:
             portal.abandon(call)
         raise
-    if call.error is None:
+    # The error's traceback leads to frames that lead to the call: do not make it a cycle.
+    error, call.error = call.error, None
+    if error is None:
         return call.result
     try:
-        raise call.error
+        raise error
     finally:
-        del call  # whose error's traceback leads back to this frame
+        del error
 
 
 async def _linger(portal: _Portal, call: _Call[Any], seconds: float) -> None:

@@ -33,9 +33,19 @@ def check(
     Returns only for ``-EINTR``: the caller then makes the call again, which is also the moment at
     which Python has run the signal's handler.
     """
-    code = -ret
-    if code == errno.EINTR:
-        return
+    if ret != -errno.EINTR:
+        # Made elsewhere: an error in a local variable here would be in a cycle with its traceback.
+        raise _error(-ret, call, filename, filename2, dirfds, notes)
+
+
+def _error(
+    code: int,
+    call: str,
+    filename: StrOrBytesPath | int | None,
+    filename2: StrOrBytesPath | None,
+    dirfds: tuple[FileDescriptorLike, ...],
+    notes: tuple[str, ...],
+) -> OSError:
     names = () if filename is None else (filename, None, filename2)
     error = OSError(code, os.strerror(code), *names)
     if code == errno.ENOSYS:
@@ -48,7 +58,7 @@ def check(
             error.add_note(f"{call}() began at descriptor {fd}{_where(fd)}")
     for note in notes:
         error.add_note(note)
-    raise error
+    return error
 
 
 def _where(fd: int) -> str:
