@@ -37,9 +37,7 @@ def mount(
     flags: int = 0,
     data: bytes | None = None,
 ) -> None:
-    _call(
-        _libc.mount, _bytes(source), _bytes(target), _bytes(fs_type), ctypes.c_ulong(flags), data
-    )
+    _call(_libc.mount, _bytes(source), _bytes(target), _bytes(fs_type), ctypes.c_ulong(flags), data)
 
 
 def umount(target: _Path, flags: int = 0) -> None:

@@ -30,12 +30,15 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Final, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from .blocking.flags import AT_FDCWD
+
+if TYPE_CHECKING:
+    import trio
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -207,7 +210,7 @@ class _Portal:
     """An event loop's calls: those that wait, those that run, those that are finished."""
 
     def __init__(self, loop: object) -> None:
-        self.loop = weakref.ref(loop)
+        self.loop: weakref.ref[Any] = weakref.ref(loop)
         self.pid = os.getpid()
         # Reentrant, as the pool's: a signal handler or a finalizer may submit a call.
         self.lock = threading.RLock()
@@ -424,8 +427,6 @@ class _Portal:
 class _AsyncioPortal(_Portal):
     """asyncio, and every loop that is one (uvloop)."""
 
-    loop: "weakref.ref[asyncio.AbstractEventLoop]"
-
     def start_waiting(self, call: _Call[Any]) -> Awaitable[object]:
         call.waiter = future = asyncio.get_running_loop().create_future()
         return future
@@ -443,8 +444,6 @@ class _AsyncioPortal(_Portal):
 
 class _TrioPortal(_Portal):
     """trio, whose token stands for the loop."""
-
-    loop: "weakref.ref[trio.lowlevel.TrioToken]"
 
     def start_waiting(self, call: _Call[Any]) -> Awaitable[object]:
         import trio
@@ -492,7 +491,8 @@ os.register_at_fork(after_in_child=_start_empty)
 
 def _portal() -> _Portal:
     """The portal of the running event loop. RuntimeError if there is none."""
-    trio = sys.modules.get("trio")
+    # Who uses trio has imported it; who does not is spared the time.
+    trio: Any = sys.modules.get("trio")
     in_trio = trio is not None and trio.lowlevel.in_trio_task()
     loop = trio.lowlevel.current_trio_token() if in_trio else asyncio.get_running_loop()
     portal = _portals.last

@@ -5,11 +5,11 @@ The signatures and the docstrings are those of :mod:`truenas_os.blocking`.
 """
 
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, ParamSpec
 
 from . import blocking
-from ._threads import changing, in_thread, offload
+from ._threads import changing, in_thread
 from .blocking.arguments import FileDescriptorLike
 from .blocking.flags import LSMT_ROOT, STATMOUNT_MNT_BASIC, STATMOUNT_SB_BASIC
 from .blocking.mounts import mount_batches
@@ -38,7 +38,33 @@ statx = in_thread(blocking.statx)
 renameat2 = changing(blocking.renameat2)
 
 
-async def iter_mount(
+@in_thread
+def _next_batch(
+    batches: Iterator[list[StatmountResult]], *, mnt_ns: FileDescriptorLike | None
+) -> list[StatmountResult]:
+    # The descriptor is the batches' own argument; it stands here for what a cancellation must know.
+    return next(batches, [])
+
+
+class _MountIterator(AsyncIterator[StatmountResult]):
+    # Not an async generator: there is nothing to clean up, so leaving the loop early is no mistake.
+    def __init__(
+        self, batches: Iterator[list[StatmountResult]], mnt_ns: FileDescriptorLike | None
+    ) -> None:
+        self._batches = batches
+        self._mnt_ns = mnt_ns
+        self._batch: Iterator[StatmountResult] = iter(())
+
+    async def __anext__(self) -> StatmountResult:
+        for mount in self._batch:
+            return mount
+        self._batch = iter(await _next_batch(self._batches, mnt_ns=self._mnt_ns))
+        for mount in self._batch:
+            return mount
+        raise StopAsyncIteration
+
+
+def iter_mount(
     mnt_id: int = LSMT_ROOT,
     last_mnt_id: int = 0,
     reverse: bool = False,
@@ -52,6 +78,4 @@ async def iter_mount(
     mounts. Raises what those two raise, at the first item.
     """
     batches = mount_batches(mnt_id, last_mnt_id, reverse, statmount_flags, mnt_ns=mnt_ns)
-    while batch := await offload(next, batches, ()):
-        for mount in batch:
-            yield mount
+    return _MountIterator(batches, mnt_ns)

@@ -48,7 +48,7 @@ def _error(
 ) -> OSError:
     names = () if filename is None else (filename, None, filename2)
     error = OSError(code, os.strerror(code), *names)
-    if code == errno.ENOSYS:
+    if code == errno.ENOSYS and call in _SINCE:
         error.add_note(
             f"{call}() needs Linux {_SINCE[call]}; this kernel is {os.uname().release}, "
             "or a seccomp filter hides the call"

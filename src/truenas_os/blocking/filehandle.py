@@ -110,7 +110,9 @@ def check_source(path: object, handle_bytes: object, mount_id: object) -> None:
     if (path is None) == (handle_bytes is None):
         raise TypeError("fhandle() takes either path or handle_bytes")
     if path is not None and mount_id is not None:
-        raise TypeError("fhandle() takes mount_id with handle_bytes only; of a path it is found out")
+        raise TypeError(
+            "fhandle() takes mount_id with handle_bytes only; of a path it is found out"
+        )
 
 
 def checked_handle(handle_bytes: bytes) -> bytes:
@@ -139,10 +141,9 @@ def handle_of(
     mount_id = ffi.new("uint64_t *")
 
     def encode(dirfd: int, name: bytes, at_flags: int) -> int:
-        while (
-            size := lib.tos_name_to_handle_at(dirfd, name, handle, mount_id, at_flags)
-        ) == -errno.EINTR:
-            pass
+        size = -errno.EINTR
+        while size == -errno.EINTR:
+            size = lib.tos_name_to_handle_at(dirfd, name, handle, mount_id, at_flags)
         return size
 
     size = encode(fd, raw, flags | _UNIQUE)

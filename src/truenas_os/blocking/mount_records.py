@@ -110,9 +110,7 @@ _LISTS = {
     "mnt_uidmap": (StatmountMask.MNT_UIDMAP, lib.TOS_MNT_UIDMAP_NUM),
     "mnt_gidmap": (StatmountMask.MNT_GIDMAP, lib.TOS_MNT_GIDMAP_NUM),
 }
-_BITS = {
-    field: bit.value for field, (bit, _) in (_NUMBERS | _TEXTS | _LISTS).items()
-}
+_BITS = {field: bit.value for field, (bit, _) in (_NUMBERS | _TEXTS | _LISTS).items()}
 _SOME_TEXT = sum(bit.value for bit, _ in _TEXTS.values())
 _SOME_LIST = sum(bit.value for bit, _ in _LISTS.values())
 # The kernel clears the bit of an empty value; for these, empty is a value.
@@ -137,14 +135,13 @@ def _decode(asked: int, batch: Any) -> list[StatmountResult]:
 
     every, some = reduce(and_, masks), reduce(or_, masks)
     supported = batch.numbers[lib.TOS_SUPPORTED_MASK * batch.capacity]
-    for field, bit in _BITS.items():
-        empty_is_a_value = supported & bit and field in _MAY_BE_EMPTY
-        if not asked & bit or not (some & bit or empty_is_a_value):
+    for field, wanted in _BITS.items():
+        empty_is_a_value = supported & wanted and field in _MAY_BE_EMPTY
+        if not asked & wanted or not (some & wanted or empty_is_a_value):
             columns[field] = repeat(None)
-        elif not (every & bit or empty_is_a_value):
+        elif not (every & wanted or empty_is_a_value):
             columns[field] = [
-                value if mask & bit else None
-                for value, mask in zip(columns[field], masks, strict=True)
+                value if mask & wanted else None for value, mask in zip(columns[field], masks)
             ]
     # The supported mask is always asked for, on our own account.
     shown = ~(StatmountMask.SUPPORTED_MASK.value & ~asked)
@@ -153,25 +150,32 @@ def _decode(asked: int, batch: Any) -> list[StatmountResult]:
 
 
 def _column(batch: Any, index: int) -> list[int]:
-    return ffi.unpack(batch.numbers + index * batch.capacity, batch.count)
+    column = ffi.buffer(batch.numbers + index * batch.capacity, 8 * batch.count)
+    return memoryview(column).cast("Q").tolist()
 
 
 def _split(area: Any, length: int) -> list[str]:
-    return ffi.unpack(area, length).decode(ENCODING, ENCODING_ERRORS).split("\0")
+    raw: bytes = ffi.unpack(area, length)
+    return raw.decode(ENCODING, ENCODING_ERRORS).split("\0")
 
 
-def _list_columns(batch: Any) -> dict[str, list[tuple[Any, ...]]]:
+def _list_columns(batch: Any) -> dict[str, Iterable[tuple[Any, ...]]]:
     elements = iter(_split(batch.lists, batch.lists_len))
-    columns: dict[str, list[tuple[Any, ...]]] = {field: [] for field in _LISTS}
-    opts, sec, uids, gids = columns.values()
-    for n_opt, n_sec, n_uid, n_gid in zip(
-        *(_column(batch, index) for _, index in _LISTS.values()), strict=True
-    ):
-        opts.append(tuple(islice(elements, n_opt)))
-        sec.append(tuple(islice(elements, n_sec)) if n_sec else ())
-        uids.append(tuple(map(_mapping, islice(elements, n_uid))) if n_uid else ())
-        gids.append(tuple(map(_mapping, islice(elements, n_gid))) if n_gid else ())
-    return columns
+    counts = [_column(batch, index) for _, index in _LISTS.values()]
+    if not any(map(any, counts[1:])):
+        # Options and nothing else, as nearly always.
+        opts: list[tuple[Any, ...]] = [tuple(islice(elements, n)) for n in counts[0]]
+        return dict(zip(_LISTS, (opts, *[repeat(())] * 3), strict=True))
+    rows = [
+        (
+            tuple(islice(elements, n_opt)),
+            tuple(islice(elements, n_sec)),
+            tuple(map(_mapping, islice(elements, n_uid))),
+            tuple(map(_mapping, islice(elements, n_gid))),
+        )
+        for n_opt, n_sec, n_uid, n_gid in zip(*counts, strict=True)
+    ]
+    return dict(zip(_LISTS, zip(*rows, strict=True), strict=True))
 
 
 def _mapping(text: str) -> IdmapMapping:

@@ -34,6 +34,7 @@ ALL_FIELDS: Final = ~StatmountMask(0)
 # Ids fetched by one listmount(2).
 _PAGE = 4096
 
+
 def listmount(
     mnt_id: int = LSMT_ROOT,
     last_mnt_id: int = 0,
@@ -131,25 +132,25 @@ def open_mount_by_id(mount_id: int, flags: int = os.O_DIRECTORY) -> Fd:
     """
     mnt_point = statmount(mount_id, STATMOUNT_MNT_POINT).mnt_point
     if mnt_point is None:
-        check(
-            -errno.ENOENT,
-            "statmount",
-            notes=(f"mount {mount_id} cannot be reached from the root of this process",),
-        )
-        raise AssertionError  # pragma: no cover
+        raise _lost(errno.ENOENT, mount_id, None, "it cannot be reached from this process's root")
     try:
         root = _open_long(mnt_point)
     except OSError as error:
         # The path was right a moment ago: what is wrong with it now is a race.
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
-        raise _stale(mount_id, mnt_point, error.strerror) from error
+        raise _lost(errno.ESTALE, mount_id, mnt_point, error.strerror) from error
     with root:
         found = statx(root, "", AT_EMPTY_PATH, STATX_TYPE | STATX_MNT_ID_UNIQUE)
         if found.stx_mnt_id != mount_id:
-            raise _stale(mount_id, mnt_point, f"mount {found.stx_mnt_id} is what is found there")
+            raise _lost(
+                errno.ESTALE,
+                mount_id,
+                mnt_point,
+                f"mount {found.stx_mnt_id} is what is found there",
+            )
         if not found.stx_attributes & STATX_ATTR_MOUNT_ROOT:
-            raise _stale(mount_id, mnt_point, "the mount has been moved elsewhere")
+            raise _lost(errno.ESTALE, mount_id, mnt_point, "the mount has been moved elsewhere")
         return _reopen(root, found, flags, mnt_point)
 
 
@@ -185,9 +186,9 @@ def _mount_of_fd(fd: int, mask: int, name: StrOrBytesPath | int) -> StatmountRes
         raise
 
 
-def _stale(mount_id: int, mnt_point: str, why: str) -> OSError:
-    error = OSError(errno.ESTALE, os.strerror(errno.ESTALE), mnt_point)
-    error.add_note(f"mount {mount_id} is not what its mount point leads to: {why}")
+def _lost(code: int, mount_id: int, mnt_point: str | None, why: str | None) -> OSError:
+    error = OSError(code, os.strerror(code), mnt_point)
+    error.add_note(f"the root of mount {mount_id} cannot be opened: {why}")
     return error
 
 
