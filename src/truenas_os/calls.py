@@ -6,7 +6,7 @@ The signatures and the docstrings are those of :mod:`truenas_os.blocking`.
 
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, ParamSpec
+from typing import Any, Final, ParamSpec
 
 from . import blocking
 from ._threads import changing, in_thread
@@ -29,13 +29,13 @@ def _opening(function: Callable[P, blocking.Fd]) -> Callable[P, Coroutine[Any, A
     return call
 
 
-listmount = in_thread(blocking.listmount)
-statmount = in_thread(blocking.statmount)
-mount_of = in_thread(blocking.mount_of)
-open_mount_by_id = _opening(blocking.open_mount_by_id)
-openat2 = _opening(blocking.openat2)
-statx = in_thread(blocking.statx)
-renameat2 = changing(blocking.renameat2)
+listmount: Final = in_thread(blocking.listmount)
+statmount: Final = in_thread(blocking.statmount)
+mount_of: Final = in_thread(blocking.mount_of)
+open_mount_by_id: Final = _opening(blocking.open_mount_by_id)
+openat2: Final = _opening(blocking.openat2)
+statx: Final = in_thread(blocking.statx)
+renameat2: Final = changing(blocking.renameat2)
 
 
 @in_thread

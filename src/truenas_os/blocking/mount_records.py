@@ -42,7 +42,7 @@ class StatmountBatches:
     def __init__(self, ids: Sequence[int], mask: int, ns: tuple[int, int]) -> None:
         self._ids = ffi.new("uint64_t[]", ids)
         self._done = 0
-        self.left = len(ids)
+        self.left: int = len(ids)
         self._mask = int(mask)
         self._ns = ns
         capacity = min(self.left, BATCH)
