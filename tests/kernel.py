@@ -94,6 +94,11 @@ def mountinfo() -> list[Mount]:
     return mounts
 
 
+def in_user_namespace() -> bool:
+    """Whether the session's root is an ordinary user outside."""
+    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+
+
 def open_fds() -> dict[int, str]:
     """The open descriptors of this process and what they refer to."""
     fds = {}
