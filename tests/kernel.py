@@ -71,7 +71,7 @@ def _unescaped(text: bytes) -> str:
 
 def mountinfo() -> list[Mount]:
     mounts = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
         left, _, right = line.partition(b" - ")
         number, parent, device, root, point, options, *tags = left.split(b" ")
         fs_type, source, super_options = right.split(b" ", 2)

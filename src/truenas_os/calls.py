@@ -58,7 +58,12 @@ class _MountIterator(AsyncIterator[StatmountResult]):
     async def __anext__(self) -> StatmountResult:
         for mount in self._batch:
             return mount
-        self._batch = iter(await _next_batch(self._batches, mnt_ns=self._mnt_ns))
+        try:
+            self._batch = iter(await _next_batch(self._batches, mnt_ns=self._mnt_ns))
+        except BaseException:
+            # A worker may have taken a batch that nobody got: to go on would leave a gap.
+            self._batches = iter(())
+            raise
         for mount in self._batch:
             return mount
         raise StopAsyncIteration

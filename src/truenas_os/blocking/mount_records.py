@@ -54,7 +54,7 @@ class StatmountBatches:
 
     def _allocate(self, size: int) -> None:
         # Room for a whole batch while its mounts are short, for one mount when that is long.
-        areas = min(self.left, _SHORT_MOUNTS)
+        areas = max(1, min(self.left, _SHORT_MOUNTS, _SHORT_MOUNTS * _FIRST_SIZE // size))
         self._scratch = ffi.new("char[]", size)
         self._texts = ffi.new("char[]", size * areas)
         self._lists = ffi.new("char[]", size * areas)

@@ -137,7 +137,7 @@ def open_mount_by_id(mount_id: int, flags: int = os.O_DIRECTORY) -> Fd:
         root = _open_long(mnt_point)
     except OSError as error:
         # The path was right a moment ago: what is wrong with it now is a race.
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise
         raise _lost(errno.ESTALE, mount_id, mnt_point, error.strerror) from error
     with root:
@@ -182,7 +182,8 @@ def _mount_of_fd(fd: int, mask: int, name: StrOrBytesPath | int) -> StatmountRes
         return statmount(mnt_id, mask)
     except OSError as error:
         error.filename = name
-        error.add_note(f"it is on mount {mnt_id}, which is not visible in this mount namespace")
+        if error.errno == errno.ENOENT:
+            error.add_note(f"it is on mount {mnt_id}, which is not visible in this mount namespace")
         raise
 
 
@@ -202,9 +203,13 @@ def _open_long(path: str) -> Fd:
 
 
 def _reopen(root: Fd, found: StatxResult, flags: int, name: str) -> Fd:
-    if flags & os.O_PATH or stat.S_ISDIR(found.stx_mode):
-        return openat2(root, ".", flags)
-    return openat2(AT_FDCWD, f"/proc/self/fd/{root}", flags & ~os.O_NOFOLLOW)
+    try:
+        if stat.S_ISDIR(found.stx_mode):
+            return openat2(root, ".", flags)
+        return openat2(AT_FDCWD, f"/proc/self/fd/{root}", flags & ~os.O_NOFOLLOW)
+    except OSError as error:
+        error.filename = name
+        raise
 
 
 def _namespace(mnt_ns: FileDescriptorLike | None) -> tuple[int, int]:
@@ -213,8 +218,9 @@ def _namespace(mnt_ns: FileDescriptorLike | None) -> tuple[int, int]:
         return 0, 0
     fd = fileno(mnt_ns)
     page = ffi.new("uint64_t[]", 1)
-    # In a request the descriptor 0 means that there is none.
-    if fd != 0 and lib.tos_listmount(fd, 0, LSMT_ROOT, 0, 0, page, 1) != -errno.EINVAL:
+    # In a request the descriptor 0 means that there is none. Of a wrong one, ioctl says more.
+    wrong = (-errno.EBADF, -errno.EINVAL)
+    if fd != 0 and lib.tos_listmount(fd, 0, LSMT_ROOT, 0, 0, page, 1) not in wrong:
         return fd, 0
     while (ret := lib.tos_mnt_ns_id(fd, page)) < 0:
         check(

@@ -1,0 +1,789 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""listmount, statmount, iter_mount, open_mount_by_id and mount_of, in both faces.
+
+The witnesses are /proc/self/mountinfo, fdinfo, stat(1), findmnt(8) and the C library's statx: never
+the library itself.
+"""
+
+import ctypes
+import errno
+import fcntl
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import anyio
+import faults
+import kernel
+import pytest
+
+import truenas_os
+from truenas_os import _threads, blocking
+
+ALL = 0x7FFF
+SB_BASIC, MNT_BASIC, PROPAGATE_FROM, MNT_ROOT, MNT_POINT, FS_TYPE, MNT_NS_ID, MNT_OPTS = (
+    1 << n for n in range(8)
+)
+FS_SUBTYPE, SB_SOURCE, OPT_ARRAY, OPT_SEC_ARRAY, SUPPORTED_MASK, MNT_UIDMAP, MNT_GIDMAP = (
+    1 << n for n in range(8, 15)
+)
+# From the kernel's include/uapi/linux/mount.h, not from the library.
+FIELDS = {
+    SB_BASIC: ["sb_dev_major", "sb_dev_minor", "sb_magic", "sb_flags"],
+    MNT_BASIC: [
+        *("mnt_id", "mnt_parent_id", "mnt_id_old", "mnt_parent_id_old"),
+        *("mnt_attr", "mnt_propagation", "mnt_peer_group", "mnt_master"),
+    ],
+    PROPAGATE_FROM: ["propagate_from"],
+    MNT_ROOT: ["mnt_root"],
+    MNT_POINT: ["mnt_point"],
+    FS_TYPE: ["fs_type"],
+    MNT_NS_ID: ["mnt_ns_id"],
+    MNT_OPTS: ["mnt_opts"],
+    FS_SUBTYPE: ["fs_subtype"],
+    SB_SOURCE: ["sb_source"],
+    OPT_ARRAY: ["opt_array"],
+    OPT_SEC_ARRAY: ["opt_sec_array"],
+    SUPPORTED_MASK: ["supported_mask"],
+    MNT_UIDMAP: ["mnt_uidmap"],
+    MNT_GIDMAP: ["mnt_gidmap"],
+}
+UNKNOWN_ID = (1 << 63) + 5
+NS_GET_MNTNS_ID = 0x8008B705
+LISTMOUNT_ERRORS = "E2BIG EINVAL ENOENT ENOMEM ENOSYS EPERM".split()
+STATMOUNT_ERRORS = "E2BIG EINVAL ENOENT ENOMEM ENOSYS EOVERFLOW EPERM".split()
+
+
+class Face:
+    """One of the two faces: the async one runs a loop of its own for every call."""
+
+    def __init__(self, *backend):
+        self.backend = backend
+
+    def __getattr__(self, name):
+        if not self.backend:
+            return getattr(blocking, name)
+        return lambda *args, **kwargs: self._run(getattr(truenas_os, name), *args, **kwargs)
+
+    def iter_mount(self, *args, into=None, **kwargs):
+        """The whole listing, also in *into*, where what came before an error can be found."""
+        into = [] if into is None else into
+        if not self.backend:
+            for mount in blocking.iter_mount(*args, **kwargs):
+                into.append(mount)
+            return into
+
+        async def collect():
+            async for mount in truenas_os.iter_mount(*args, **kwargs):
+                into.append(mount)
+            return into
+
+        return self._run(collect)
+
+    def listings(self, times, *args, **kwargs):
+        """The ids of so many listings, one after the other in one event loop."""
+        if not self.backend:
+            return [[m.mnt_id for m in blocking.iter_mount(*args, **kwargs)] for _ in range(times)]
+
+        async def collect():
+            return [
+                [m.mnt_id async for m in truenas_os.iter_mount(*args, **kwargs)]
+                for _ in range(times)
+            ]
+
+        return self._run(collect)
+
+    def _run(self, function, *args, **kwargs):
+        name, options = self.backend
+        return anyio.run(partial(function, *args, **kwargs), backend=name, backend_options=options)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((), id="blocking"),
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+        pytest.param(("trio", {}), id="trio"),
+    ]
+)
+def face(request):
+    return Face(*request.param)
+
+
+@pytest.fixture
+def many(mount_dir):
+    """More mounts than listmount(2) is asked for at once, by their unique ids."""
+    for number in range(4200):
+        make(mount_dir, str(number))
+    return mount_dir
+
+
+def make(directory, name="m", *, source="tmpfs", flags=0, data=None):
+    target = Path(directory, name)
+    target.mkdir(exist_ok=True)
+    kernel.mount(source, target, "tmpfs", flags, data)
+    return target
+
+
+def bind(source, target, flags=0):
+    kernel.mount(source, target, None, kernel.MS_BIND | flags)
+    if flags:
+        # A bind mount takes its attributes only from a remount.
+        kernel.mount(None, target, None, kernel.MS_REMOUNT | kernel.MS_BIND | flags)
+    return target
+
+
+def old_id_of(path):
+    """The id in mountinfo of the mount that is on top at *path*."""
+    return [m.id for m in kernel.mountinfo() if m.mount_point == os.fspath(path)][-1]
+
+
+def id_of(path):
+    """The unique id of the mount that *path* lies on, from the C library's statx."""
+    buffer = (ctypes.c_uint64 * 32)()
+    at_fdcwd, flags, mnt_id_unique = -100, 0x100, 0x4000
+    if ctypes.CDLL(None).statx(at_fdcwd, os.fsencode(path), flags, mnt_id_unique, buffer):
+        raise FileNotFoundError(path)
+    return buffer[18]
+
+
+def old_ids(ids):
+    """From unique ids to those of mountinfo."""
+    return [blocking.statmount(mnt_id, MNT_BASIC).mnt_id_old for mnt_id in ids]
+
+
+def notes(error):
+    return "\n".join(getattr(error, "__notes__", ()))
+
+
+def fd_mount(fd):
+    """The old id of the mount that a descriptor is on."""
+    for line in Path(f"/proc/self/fdinfo/{int(fd)}").read_text().splitlines():
+        if line.startswith("mnt_id:"):
+            return int(line.split()[1])
+    raise AssertionError("fdinfo has no mnt_id")
+
+
+def in_python(script, **kwargs):
+    """What a script prints that runs in a process of its own."""
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, check=True, **kwargs
+    )
+    return done.stdout.decode()
+
+
+# listmount
+
+
+def test_listmount_lists_what_mountinfo_lists_in_ascending_order(face, mount_dir):
+    make(make(mount_dir), "below")
+    ids = face.listmount()
+    assert ids == sorted(set(ids))
+    assert sorted(old_ids(ids)) == sorted(m.id for m in kernel.mountinfo())
+    assert min(ids) > 1 << 31
+
+
+def test_listmount_in_reverse_is_the_same_list_backwards(face, mount_dir):
+    make(mount_dir)
+    assert face.listmount(reverse=True) == face.listmount()[::-1]
+
+
+def test_listmount_goes_on_after_every_id_in_both_directions(face, mount_dir):
+    for number in range(5):
+        make(mount_dir, str(number))
+    ids = face.listmount()
+    for at, mnt_id in enumerate(ids):
+        assert face.listmount(last_mnt_id=mnt_id) == ids[at + 1 :]
+        assert face.listmount(last_mnt_id=mnt_id, reverse=True) == ids[:at][::-1]
+
+
+def test_the_last_id_of_listmount_need_not_exist_any_more(face, mount_dir):
+    targets = [make(mount_dir, str(number)) for number in range(3)]
+    first, gone, last = map(id_of, targets)
+    kernel.umount(targets[1])
+    assert face.listmount(last_mnt_id=gone) == [last]
+    assert face.listmount(id_of(mount_dir), gone, True) == [first]
+
+
+def test_listmount_of_a_mount_lists_its_descendants_of_all_generations(face, mount_dir):
+    make(make(make(mount_dir, "a"), "b"), "c")
+    make(mount_dir / "a", "b")  # a second mount over the first
+    children = {}
+    for mount in kernel.mountinfo():
+        children.setdefault(mount.parent, []).append(mount.id)
+
+    def descendants(old):
+        for child in children.get(old, ()):
+            if child != old:
+                yield child
+                yield from descendants(child)
+
+    compared = 0
+    for mnt_id, old in zip(ids := face.listmount(), old_ids(ids), strict=True):
+        assert sorted(old_ids(face.listmount(mnt_id))) == sorted(descendants(old))
+        compared += 1
+    assert compared > 4
+
+
+def test_a_mount_without_mounts_below_it_has_an_empty_list(face, mount_dir):
+    assert face.listmount(id_of(make(mount_dir))) == []
+
+
+def test_thousands_of_mounts_are_listed_across_pages(face, many):
+    inside = [id_of(many / str(number)) for number in range(4200)]
+    assert face.listmount(id_of(many)) == sorted(inside)
+    assert face.listmount(id_of(many), reverse=True) == sorted(inside, reverse=True)
+    assert face.listmount(id_of(many), inside[3], False) == inside[4:]
+    assert len(face.listmount()) == len(kernel.mountinfo())
+
+
+def test_a_list_that_exactly_fills_its_pages_is_complete(mount_dir):
+    for number in range(8192):
+        make(mount_dir, str(number))
+        if number in (4094, 4095, 4096, 8191):
+            with faults.count("listmount") as calls:
+                found = blocking.listmount(id_of(mount_dir))
+            assert len(found) == len(set(found)) == number + 1
+    assert calls.seen == 3
+
+
+def test_mounts_that_come_and_go_between_pages_disturb_no_other(face, many):
+    ids = sorted(id_of(many / str(number)) for number in range(4200))
+    with ThreadPoolExecutor(1) as thread, faults.stopped("listmount", skip=1) as stop:
+        listing = thread.submit(face.listmount, id_of(many))
+        stop.wait_reached()
+        for number in (0, 4095, 4096):  # the last id of the first page and its neighbour
+            kernel.umount(many / str(number))
+        added = id_of(make(many, "new"))
+        stop.go()
+        assert listing.result() == [i for i in ids if i != ids[4096]] + [added]
+
+
+def test_listmount_of_an_unknown_id_is_ENOENT_and_names_it(face):
+    with pytest.raises(FileNotFoundError) as failed:
+        face.listmount(UNKNOWN_ID)
+    assert f"mount id {UNKNOWN_ID}" in notes(failed.value)
+
+
+@pytest.mark.parametrize("last", [1, 2, (1 << 31) - 1, 1 << 31])
+def test_an_old_id_as_the_last_is_EINVAL_and_the_note_says_why(face, last):
+    with pytest.raises(OSError) as failed:
+        face.listmount(last_mnt_id=last)
+    assert failed.value.errno == errno.EINVAL
+    assert f"{last} is no unique mount id" in notes(failed.value)
+    assert face.listmount(last_mnt_id=(1 << 31) + 1) == face.listmount()
+
+
+def test_an_old_id_as_the_mount_is_an_error_that_says_why(face, mount_dir):
+    old = old_id_of(mount_dir)
+    for call in (face.listmount, face.statmount, face.open_mount_by_id):
+        with pytest.raises(OSError) as failed:
+            call(old)
+        assert failed.value.errno in (errno.EINVAL, errno.ENOENT)
+        assert f"{old} is no unique mount id" in notes(failed.value)
+
+
+# statmount
+
+
+def assert_like_mountinfo(found, line):
+    """*found* says what a line of /proc/self/mountinfo says."""
+    assert (found.mnt_id_old, found.mnt_parent_id_old) == (line.id, line.parent)
+    assert (found.sb_dev_major, found.sb_dev_minor) == (line.major, line.minor)
+    assert (found.mnt_root, found.mnt_point) == (line.root, line.mount_point)
+    options = {
+        1: "ro",
+        2: "nosuid",
+        4: "nodev",
+        8: "noexec",
+        0x10: "noatime",
+        0x80: "nodiratime",
+        0x200000: "nosymfollow",
+    }
+    shown = {name for bit, name in options.items() if found.mnt_attr & bit}
+    shown |= set() if found.mnt_attr & 1 else {"rw"}
+    shown |= set() if found.mnt_attr & 0x70 else {"relatime"}
+    assert shown == set(line.options.split(",")) - {"idmapped"}
+    tags = {name: int(value or 1) for name, _, value in (t.partition(":") for t in line.tags)}
+    assert found.mnt_peer_group == tags.get("shared", 0)
+    assert found.mnt_master == tags.get("master", 0)
+    assert found.propagate_from == tags.get("propagate_from", found.mnt_master)
+    propagation = (kernel.MS_SHARED if "shared" in tags else 0) | (
+        kernel.MS_SLAVE if "master" in tags else 0
+    )
+    unbindable = kernel.MS_UNBINDABLE if "unbindable" in tags else kernel.MS_PRIVATE
+    assert found.mnt_propagation == (propagation or unbindable)
+    assert ".".join(filter(None, (found.fs_type, found.fs_subtype))) == line.fs_type
+    assert (found.sb_source or "none") == (line.source or "none")
+    access, _, rest = line.super_options.partition(",")
+    assert bool(found.sb_flags & 1) == (access == "ro")
+    # mountinfo has the options of the VFS and of security modules before the filesystem's.
+    vfs = {16: "sync", 128: "dirsync", 1 << 25: "lazytime"}
+    before = [name for bit, name in vfs.items() if found.sb_flags & bit] + [*found.opt_sec_array]
+    assert ",".join([*before, *filter(None, [found.mnt_opts])]) == rest
+
+
+def own_namespace_id():
+    with open("/proc/self/ns/mnt") as namespace:
+        return int.from_bytes(fcntl.ioctl(namespace, NS_GET_MNTNS_ID, bytes(8)), "little")
+
+
+def test_statmount_agrees_with_mountinfo_about_every_mount(face, mount_dir):
+    ro, nosuid, nodev, noexec, nosymfollow = 1, 2, 4, 8, 256
+    noatime, nodiratime, strictatime = 1024, 2048, 1 << 24
+    every = (ro, nosuid, nodev, noexec, noatime, nodiratime, strictatime, nosymfollow)
+    for flags in (0, *every, ro | nosuid | nodev | noexec | noatime | nodiratime):
+        make(mount_dir, f"flags{flags}", source=f"source of {flags}", flags=flags)
+    (mount_dir / "sub directory").mkdir()
+    (mount_dir / "bound").mkdir()
+    bind(mount_dir / "sub directory", mount_dir / "bound", nodev)
+    make(mount_dir, "sync", flags=16 | 128, data=b"size=65536,mode=711,nr_inodes=99")
+    kernel.mount(None, mount_dir / "flags0", None, kernel.MS_REMOUNT | ro)  # the superblock
+    lines = {line.id: line for line in kernel.mountinfo()}
+    compared = 0
+    for mnt_id in face.listmount():
+        found = face.statmount(mnt_id, ALL)
+        assert found.mnt_id == mnt_id
+        assert found.mnt_ns_id == own_namespace_id()
+        assert_like_mountinfo(found, lines.pop(found.mnt_id_old))
+        compared += 1
+    assert not lines
+    assert compared > 12
+
+
+def test_statmount_reports_every_kind_of_propagation(face, mount_dir):
+    shared, slave, both, unbindable, private = (
+        make(mount_dir, name) for name in ("shared", "slave", "both", "unbindable", "private")
+    )
+    kernel.mount(None, shared, None, kernel.MS_SHARED)
+    for target in (slave, both):
+        bind(shared, target)
+        kernel.mount(None, target, None, kernel.MS_SLAVE)
+    kernel.mount(None, both, None, kernel.MS_SHARED)
+    kernel.mount(None, unbindable, None, kernel.MS_UNBINDABLE)
+    found = {path: face.statmount(id_of(path), ALL) for path in mount_dir.iterdir()}
+    lines = {line.id: line for line in kernel.mountinfo()}
+    for mount in found.values():
+        assert_like_mountinfo(mount, lines[mount.mnt_id_old])
+    group = found[shared].mnt_peer_group
+    assert group
+    assert [found[path].mnt_master for path in (slave, both, private)] == [group, group, 0]
+    assert found[both].mnt_peer_group not in (0, group)
+    assert found[slave].propagate_from == group
+
+
+def test_parents_are_named_by_their_unique_ids(face, mount_dir):
+    below = make(mount_dir)
+    assert face.statmount(id_of(below)).mnt_parent_id == id_of(mount_dir)
+
+
+def test_the_magic_number_is_that_of_statfs(face, mount_dir):
+    for path in ("/proc", mount_dir):
+        magic = subprocess.run(
+            ["stat", "-f", "-c", "%t", path], capture_output=True, check=True, text=True
+        )
+        assert face.statmount(id_of(path), SB_BASIC).sb_magic == int(magic.stdout, 16)
+
+
+def test_findmnt_sees_the_same_mounts(face):
+    output = subprocess.run(
+        ["findmnt", "-J", "-l", "-o", "ID,PARENT,TARGET,FSTYPE"],
+        capture_output=True,
+        check=True,
+    ).stdout
+    seen = {(int(m["id"]), m["target"], m["fstype"]) for m in json.loads(output)["filesystems"]}
+    found = face.iter_mount(statmount_flags=MNT_BASIC | MNT_POINT | FS_TYPE)
+    assert {(m.mnt_id_old, m.mnt_point, m.fs_type) for m in found} == seen
+
+
+@pytest.mark.parametrize("bit", FIELDS, ids=hex)
+def test_only_what_is_asked_for_is_reported(face, mount_dir, bit):
+    mnt_id = id_of(make(mount_dir, data=b"size=65536"))
+    everything = face.statmount(mnt_id, ALL)
+    assert everything.supported_mask & (bit | everything.mask) == bit | everything.mask
+    found = face.statmount(mnt_id, bit)
+    assert found.mask == everything.mask & bit
+    for field in set(found._fields) - {"mask"}:
+        expected = getattr(everything, field) if field in FIELDS[bit] else None
+        assert getattr(found, field) == expected, field
+        assert type(getattr(everything, field)) in (int, str, tuple), field
+
+
+def test_nothing_asked_for_is_nothing_reported(face, mount_dir):
+    found = face.statmount(id_of(mount_dir), 0)
+    assert found.mask == 0
+    assert set(found._replace(mask=None)) == {None}
+
+
+def test_the_default_fields_are_the_basic_ones(face, mount_dir):
+    found = face.statmount(id_of(mount_dir))
+    assert found.mask == SB_BASIC | MNT_BASIC
+    shown = {field for field in found._fields if getattr(found, field) is not None}
+    assert shown == {"mask", *FIELDS[SB_BASIC], *FIELDS[MNT_BASIC]}
+
+
+def test_bits_that_the_kernel_does_not_know_are_left_out(face, mount_dir):
+    assert face.statmount(id_of(mount_dir), 1 << 60 | SB_BASIC).mask == SB_BASIC
+
+
+def test_empty_texts_and_lists_are_empty_not_None(face, mount_dir):
+    bare = mount_dir / "bare"
+    bare.mkdir()
+    kernel.mount("ramfs", bare, "ramfs")
+    # A mount in the same batch that has what the first lacks must not change that.
+    full = make(mount_dir, "full", data=b"size=65536")
+    listed = {m.mnt_id: m for m in face.iter_mount(id_of(mount_dir), statmount_flags=ALL)}
+    for found in (face.statmount(id_of(bare), ALL), listed[id_of(bare)]):
+        assert (found.mnt_opts, found.fs_subtype) == ("", "")
+        assert found.opt_array == found.opt_sec_array == ()
+        assert found.mnt_uidmap == found.mnt_gidmap == ()
+        assert not found.mask & (MNT_OPTS | FS_SUBTYPE | OPT_ARRAY | MNT_UIDMAP)
+    assert "size=64k" in listed[id_of(full)].opt_array
+
+
+STRANGE = b"new\nline tab\tback\\slash \\040 hash# latin-1 \xe9\xff utf-8 \xc3\xa9"
+
+
+def test_strange_bytes_in_names_arrive_unchanged(face, mount_dir):
+    target = make(mount_dir, os.fsdecode(STRANGE), source=os.fsdecode(STRANGE))
+    (target / os.fsdecode(STRANGE)).mkdir()
+    bound = mount_dir / "bound"
+    bound.mkdir()
+    bind(target / os.fsdecode(STRANGE), bound)
+    lines = {line.id: line for line in kernel.mountinfo()}
+    for path in (target, bound):
+        found = face.statmount(id_of(path), ALL)
+        assert_like_mountinfo(found, lines[found.mnt_id_old])
+    assert os.fsencode(face.statmount(id_of(target), MNT_POINT).mnt_point).endswith(STRANGE)
+    assert os.fsencode(face.statmount(id_of(bound), MNT_ROOT).mnt_root) == b"/" + STRANGE
+    assert os.fsencode(face.statmount(id_of(target), SB_SOURCE).sb_source) == STRANGE
+
+
+def test_a_root_that_was_removed_is_marked_as_the_kernel_does(face, mount_dir):
+    for name in ("doomed", "bound"):
+        (mount_dir / name).mkdir()
+    bind(mount_dir / "doomed", mount_dir / "bound")
+    (mount_dir / "doomed").rmdir()
+    found = face.statmount(id_of(mount_dir / "bound"), MNT_ROOT)
+    assert found.mnt_root == "/doomed//deleted"
+
+
+def deep_mount(mount_dir, monkeypatch):
+    """A mount whose mount point is longer than any path a system call takes."""
+    monkeypatch.chdir(mount_dir)
+    for _ in range(30):
+        os.mkdir("d" * 200)
+        os.chdir("d" * 200)
+    kernel.mount("tmpfs", ".", "tmpfs")
+    point = f"{mount_dir}{('/' + 'd' * 200) * 30}"
+    line = next(m for m in kernel.mountinfo() if m.mount_point == point)
+    (mnt_id,) = [i for i in blocking.listmount() if old_ids([i]) == [line.id]]
+    return mnt_id, line
+
+
+def test_a_mount_point_may_be_longer_than_PATH_MAX(face, mount_dir, monkeypatch):
+    mnt_id, line = deep_mount(mount_dir, monkeypatch)
+    assert len(line.mount_point) > 4096
+    assert_like_mountinfo(face.statmount(mnt_id, ALL), line)
+    listed = {m.mnt_id: m for m in face.iter_mount(statmount_flags=ALL)}
+    assert_like_mountinfo(listed[mnt_id], line)
+    # What is ahead of it and after it is described too.
+    assert len(listed) == len(kernel.mountinfo())
+
+
+def overlay(mount_dir, monkeypatch, layers):
+    """An overlay, mounted through raw system calls; no path may be longer than 255 bytes."""
+    fsopen, fsconfig, fsmount, move_mount = 430, 431, 432, 429
+    set_string, cmd_create = 1, 6
+    monkeypatch.chdir(make(mount_dir, "layers"))
+    context = kernel.syscall(fsopen, b"overlay", 1)
+    for layer in layers:
+        os.mkdir(layer)
+        kernel.syscall(fsconfig, context, set_string, b"lowerdir+", os.fsencode(layer), 0)
+    kernel.syscall(fsconfig, context, cmd_create, None, None, 0)
+    detached = kernel.syscall(fsmount, context, 1, 0)
+    (mount_dir / "merged").mkdir()
+    kernel.syscall(move_mount, detached, b"", -100, os.fsencode(mount_dir / "merged"), 4)
+    os.close(detached)
+    os.close(context)
+    return id_of(mount_dir / "merged")
+
+
+def test_options_larger_than_any_first_buffer_are_complete(face, mount_dir, monkeypatch):
+    layers = [f"{number:03}{'x' * 200}" for number in range(300)]
+    mnt_id = overlay(mount_dir, monkeypatch, layers)
+    for number in range(40):  # company: the batch that it does not fit in
+        make(mount_dir, str(number))
+    found = face.statmount(mnt_id, ALL)
+    assert [o for o in found.opt_array if o.startswith("lowerdir+=")] == [
+        f"lowerdir+={layer}" for layer in layers
+    ]
+    lines = {line.id: line for line in kernel.mountinfo()}
+    assert_like_mountinfo(found, lines[found.mnt_id_old])
+    for mount in face.iter_mount(statmount_flags=ALL):
+        assert_like_mountinfo(mount, lines.pop(mount.mnt_id_old))
+        if mount.mnt_id == mnt_id:
+            assert mount == found
+    assert not lines
+
+
+def test_many_mounts_with_long_texts_are_complete(face, mount_dir, monkeypatch):
+    """Each fits the first buffer, all of them do not fit a batch's."""
+    monkeypatch.chdir(mount_dir)
+    layers = [letter * 200 for letter in "abcdefgh"]
+    for layer in layers:
+        os.mkdir(layer)
+    for number in range(80):
+        os.mkdir(str(number))
+        data = os.fsencode("lowerdir=" + ":".join(layers))
+        kernel.mount(f"{number:01500}", str(number), "overlay", 0, data)
+    lines = {line.id: line for line in kernel.mountinfo()}
+    found = face.iter_mount(id_of(mount_dir), statmount_flags=ALL)
+    assert [int(m.sb_source) for m in found] == list(range(80))
+    for mount in found:
+        assert_like_mountinfo(mount, lines[mount.mnt_id_old])
+        assert f"lowerdir={':'.join(layers)}" in [o.replace("\\", "") for o in mount.opt_array]
+
+
+def test_options_are_escaped_in_mnt_opts_only(face, mount_dir, monkeypatch):
+    mnt_id = overlay(mount_dir, monkeypatch, ["a b", "tab\t", "back\\slash"])
+    found = face.statmount(mnt_id, MNT_OPTS | OPT_ARRAY)
+    assert found.opt_array[:3] == ("lowerdir+=a b", "lowerdir+=tab\t", "lowerdir+=back\\slash")
+    assert found.mnt_opts.startswith(r"lowerdir+=a\040b,lowerdir+=tab\011,lowerdir+=back\134slash")
+
+
+def test_statmount_of_an_unknown_or_detached_mount_is_ENOENT(face, mount_dir):
+    target = make(mount_dir)
+    gone = id_of(target)
+    fd = os.open(target, os.O_PATH)
+    kernel.umount(target, kernel.MNT_DETACH)
+    try:
+        for mnt_id in (UNKNOWN_ID, gone):
+            with pytest.raises(FileNotFoundError) as failed:
+                face.statmount(mnt_id)
+            assert f"mount id {mnt_id}" in notes(failed.value)
+    finally:
+        os.close(fd)
+
+
+# Injected errors
+
+
+def calls_that_fail(face, syscall):
+    mnt_id = id_of("/")
+    if syscall == "listmount":
+        yield from (face.listmount, partial(face.listmount, mnt_id), face.iter_mount)
+    else:
+        yield partial(face.statmount, mnt_id)
+        yield partial(face.statmount, mnt_id, ALL)
+        yield partial(face.open_mount_by_id, mnt_id)
+        yield partial(face.mount_of, "/")
+        # In a listing ENOENT is a mount that has vanished.
+        yield face.iter_mount
+
+
+@pytest.mark.parametrize(
+    ("syscall", "name"),
+    [("listmount", n) for n in LISTMOUNT_ERRORS] + [("statmount", n) for n in STATMOUNT_ERRORS],
+)
+def test_every_errno_of_the_manual_arrives(face, syscall, name):
+    before = kernel.open_fds()
+    for call in calls_that_fail(face, syscall):
+        with faults.failing(syscall, getattr(errno, name)):
+            if (syscall, name, call) == ("statmount", "ENOENT", face.iter_mount):
+                assert call() == []
+                continue
+            with pytest.raises(OSError) as failed:
+                call()
+        assert errno.errorcode[failed.value.errno] == name
+        assert failed.value.strerror == os.strerror(failed.value.errno)
+        assert ("Linux 6.8" in notes(failed.value)) == (name == "ENOSYS")
+    if not face.backend:  # a loop of the async face may leave its own descriptors for a while
+        assert kernel.open_fds() == before
+
+
+@pytest.mark.parametrize("syscall", ["listmount", "statmount", "openat2", "statx"])
+def test_interrupted_calls_are_made_again(face, mount_dir, syscall):
+    mnt_id = id_of(make(mount_dir))
+    expected = face.iter_mount(statmount_flags=ALL)
+    with faults.failing(syscall, errno.EINTR, times=3):
+        assert face.iter_mount(statmount_flags=ALL) == expected
+        assert face.listmount() == [m.mnt_id for m in expected]
+        assert face.statmount(mnt_id, ALL) in expected
+        assert face.mount_of(mount_dir) in expected
+        with face.open_mount_by_id(mnt_id) as fd:
+            assert fd_mount(fd) == old_id_of(mount_dir / "m")
+
+
+def test_an_error_within_statmount_names_the_mount(face, mount_dir):
+    mnt_id = id_of(mount_dir)
+    with faults.failing("statmount", errno.EPERM), pytest.raises(PermissionError) as failed:
+        face.statmount(mnt_id)
+    assert f"mount id {mnt_id}" in notes(failed.value)
+
+
+def test_the_note_of_mount_of_does_not_blame_the_namespace_for_other_errors(face):
+    with faults.failing("statmount", errno.ENOMEM), pytest.raises(OSError) as failed:
+        face.mount_of("/")
+    assert failed.value.filename == "/"
+    assert "not visible" not in notes(failed.value)
+
+
+EOVERFLOW_FOREVER = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+import errno, faults
+from truenas_os import blocking
+first = blocking.listmount()[0]
+for call in (lambda: blocking.statmount(first), lambda: list(blocking.iter_mount())):
+    with faults.failing("statmount", errno.EOVERFLOW):
+        try:
+            call()
+        except OSError as error:
+            print(errno.errorcode[error.errno])
+        except MemoryError:
+            print("MemoryError")
+"""
+
+
+def test_a_size_that_never_fits_ends_in_EOVERFLOW_and_in_modest_memory():
+    assert in_python(EOVERFLOW_FOREVER).split() == ["EOVERFLOW", "EOVERFLOW"]
+
+
+# iter_mount
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("mask", [0, MNT_BASIC, MNT_POINT | OPT_ARRAY, ALL])
+def test_iter_mount_describes_each_mount_as_statmount_does(face, mount_dir, mask, reverse):
+    for number in range(20):
+        make(mount_dir, str(number))
+    ids = face.listmount(reverse=reverse)
+    expected = [face.statmount(mnt_id, mask) for mnt_id in ids]
+    assert face.iter_mount(reverse=reverse, statmount_flags=mask) == expected
+    after = face.iter_mount(last_mnt_id=ids[9], reverse=reverse, statmount_flags=mask)
+    assert after == expected[10:]
+
+
+def test_iter_mount_reports_the_basic_fields_of_the_descendants_by_default(face, mount_dir):
+    below = make(mount_dir)
+    assert face.iter_mount(id_of(mount_dir)) == [face.statmount(id_of(below))]
+    assert face.iter_mount(id_of(below)) == []
+
+
+@pytest.mark.parametrize("gone", [{2}, {0}, {5}, {1, 3, 4}, {0, 1, 2, 3, 4, 5}], ids=repr)
+def test_a_mount_that_vanishes_is_skipped_by_iter_mount(face, mount_dir, gone):
+    ids = [id_of(make(mount_dir, str(number))) for number in range(6)]
+    with ThreadPoolExecutor(1) as thread, faults.stopped("statmount") as stop:
+        listing = thread.submit(face.iter_mount, id_of(mount_dir))
+        stop.wait_reached()
+        for number in gone:
+            kernel.umount(mount_dir / str(number))
+        stop.go()
+        left = [mnt_id for number, mnt_id in enumerate(ids) if number not in gone]
+        assert [m.mnt_id for m in listing.result()] == left
+
+
+@pytest.mark.parametrize(("skip", "times"), [(0, 1), (3, 1), (255, 2), (10, 1000), (0, 4200)])
+def test_mounts_that_vanish_in_rows_end_no_listing(face, many, skip, times):
+    ids = face.listmount(id_of(many))
+    with faults.failing("statmount", errno.ENOENT, skip=skip, times=times):
+        found = [m.mnt_id for m in face.iter_mount(id_of(many))]
+    assert found == ids[:skip] + ids[skip + times :]
+
+
+@pytest.mark.parametrize("skip", [0, 1, 5, 255, 256, 257, 1000])
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOMEM])
+def test_an_error_amid_a_listing_comes_after_the_mounts_before_it(face, mount_dir, error, skip):
+    for number in range(1001):
+        make(mount_dir, str(number))
+    ids = face.listmount(id_of(mount_dir))
+    found = []
+    # Beyond the first failure too: a batch that ended early asks about the failed one again.
+    with faults.failing("statmount", error, skip=skip), pytest.raises(OSError) as failed:
+        face.iter_mount(id_of(mount_dir), statmount_flags=ALL, into=found)
+    assert failed.value.errno == error
+    assert f"mount id {ids[len(found)]}" in notes(failed.value)
+    # A listing asks more often than once for each mount, so how far it comes is not exact.
+    assert [m.mnt_id for m in found] == ids[: len(found)]
+    assert len(found) in range(skip - skip // 16 - 1, skip + 1)
+    assert bool(found) == bool(skip)
+
+
+def test_a_listing_never_fails_and_never_misses_while_others_mount_and_unmount(face, mount_dir):
+    stable = {id_of(make(mount_dir, str(number))) for number in range(30)}
+    finished, rounds = threading.Event(), itertools.count()
+
+    def churn():
+        while not finished.is_set():
+            targets = [make(mount_dir, f"churn{number}") for number in range(8)]
+            for target in targets:
+                kernel.umount(target, kernel.MNT_DETACH)
+            next(rounds)
+
+    with ThreadPoolExecutor(1) as thread:
+        churned = thread.submit(churn)
+        try:
+            seen = face.listings(1000, id_of(mount_dir), statmount_flags=ALL)
+        finally:
+            finished.set()
+        churned.result()
+    assert next(rounds) > 1
+    for ids in seen:
+        assert stable <= set(ids)
+        assert ids == sorted(set(ids))
+    assert any(set(ids) - stable for ids in seen)
+
+
+def test_nothing_is_asked_before_the_first_item_is_wanted():
+    with faults.count(None) as calls:
+        blocking.iter_mount(UNKNOWN_ID)
+        truenas_os.iter_mount(UNKNOWN_ID)
+    assert calls.seen == 0
+
+
+@pytest.mark.anyio
+async def test_a_listing_asks_a_worker_once_for_every_few_hundred_mounts(many, monkeypatch):
+    hops = []
+    submit = _threads._Portal.submit
+    monkeypatch.setattr(_threads._Portal, "submit", lambda *args: hops.append(1) or submit(*args))
+    mounts = [m async for m in truenas_os.iter_mount(id_of(many), statmount_flags=MNT_POINT)]
+    assert len(mounts) == 4200
+    assert 4 <= len(hops) <= 4200 / 200 + 2
+
+
+@pytest.mark.anyio
+async def test_a_listing_that_was_left_goes_on_where_it_was_left(many):
+    listing = truenas_os.iter_mount(id_of(many))
+    first = await anext(listing)
+    rest = [m.mnt_id async for m in listing]
+    assert [first.mnt_id, *rest] == sorted(id_of(many / str(number)) for number in range(4200))
+    assert [m async for m in listing] == []
+
+
+@pytest.mark.anyio
+async def test_a_listing_that_was_cancelled_does_not_go_on_with_a_gap(many):
+    ids = sorted(id_of(many / str(number)) for number in range(4200))
+    listing = truenas_os.iter_mount(id_of(many))
+    with faults.stopped("statmount") as stop:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anext, listing)
+            await anyio.to_thread.run_sync(stop.wait_reached)
+            tasks.cancel_scope.cancel()
+        stop.go()
+        while True:
+            try:
+                rest = [m.mnt_id async for m in listing]
+                break
+            except ValueError:  # the abandoned call is still under way
+                await anyio.sleep(0.01)
+    # It may end there, as a cancelled generator does, or go on as if nothing had happened.
+    assert rest in ([], ids)
