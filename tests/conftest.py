@@ -47,6 +47,31 @@ def anyio_backend(request: pytest.FixtureRequest) -> object:
     return request.param
 
 
+@pytest.fixture(
+    params=[
+        pytest.param((), id="blocking"),
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+        pytest.param(("trio", {}), id="trio"),
+    ]
+)
+def face(request: pytest.FixtureRequest) -> object:
+    """Each face of the library, the async one on each event loop."""
+    from faces import Face
+
+    return Face(*request.param)
+
+
+@pytest.fixture
+def many(mount_dir: Path) -> Path:
+    """More mounts than listmount(2) is asked for at once."""
+    import witness
+
+    for number in range(4200):
+        witness.make(mount_dir, str(number))
+    return mount_dir
+
+
 @pytest.fixture(autouse=True)
 def no_blocking_call_on_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test if the library makes a blocking call in a thread with a running event loop."""

@@ -1,183 +1,48 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
-"""listmount, statmount, iter_mount, open_mount_by_id and mount_of, in both faces.
+"""listmount and statmount, in both faces, against /proc/self/mountinfo."""
 
-The witnesses are /proc/self/mountinfo, fdinfo, stat(1), findmnt(8) and the C library's statx: never
-the library itself.
-"""
-
-import ctypes
 import errno
 import fcntl
-import itertools
 import json
 import os
 import subprocess
-import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
-import anyio
 import faults
 import kernel
 import pytest
-
-import truenas_os
-from truenas_os import _threads, blocking
-
-ALL = 0x7FFF
-SB_BASIC, MNT_BASIC, PROPAGATE_FROM, MNT_ROOT, MNT_POINT, FS_TYPE, MNT_NS_ID, MNT_OPTS = (
-    1 << n for n in range(8)
+from witness import (
+    ALL,
+    FIELDS,
+    FS_SUBTYPE,
+    FS_TYPE,
+    MNT_BASIC,
+    MNT_OPTS,
+    MNT_POINT,
+    MNT_ROOT,
+    MNT_UIDMAP,
+    NS_GET_MNTNS_ID,
+    OPT_ARRAY,
+    SB_BASIC,
+    SB_SOURCE,
+    STRANGE,
+    UNKNOWN_ID,
+    bind,
+    deep_mount,
+    fd_mount,
+    id_of,
+    in_python,
+    make,
+    notes,
+    old_id_of,
+    old_ids,
 )
-FS_SUBTYPE, SB_SOURCE, OPT_ARRAY, OPT_SEC_ARRAY, SUPPORTED_MASK, MNT_UIDMAP, MNT_GIDMAP = (
-    1 << n for n in range(8, 15)
-)
-# From the kernel's include/uapi/linux/mount.h, not from the library.
-FIELDS = {
-    SB_BASIC: ["sb_dev_major", "sb_dev_minor", "sb_magic", "sb_flags"],
-    MNT_BASIC: [
-        *("mnt_id", "mnt_parent_id", "mnt_id_old", "mnt_parent_id_old"),
-        *("mnt_attr", "mnt_propagation", "mnt_peer_group", "mnt_master"),
-    ],
-    PROPAGATE_FROM: ["propagate_from"],
-    MNT_ROOT: ["mnt_root"],
-    MNT_POINT: ["mnt_point"],
-    FS_TYPE: ["fs_type"],
-    MNT_NS_ID: ["mnt_ns_id"],
-    MNT_OPTS: ["mnt_opts"],
-    FS_SUBTYPE: ["fs_subtype"],
-    SB_SOURCE: ["sb_source"],
-    OPT_ARRAY: ["opt_array"],
-    OPT_SEC_ARRAY: ["opt_sec_array"],
-    SUPPORTED_MASK: ["supported_mask"],
-    MNT_UIDMAP: ["mnt_uidmap"],
-    MNT_GIDMAP: ["mnt_gidmap"],
-}
-UNKNOWN_ID = (1 << 63) + 5
-NS_GET_MNTNS_ID = 0x8008B705
+
+from truenas_os import blocking
+
 LISTMOUNT_ERRORS = "E2BIG EINVAL ENOENT ENOMEM ENOSYS EPERM".split()
 STATMOUNT_ERRORS = "E2BIG EINVAL ENOENT ENOMEM ENOSYS EOVERFLOW EPERM".split()
-
-
-class Face:
-    """One of the two faces: the async one runs a loop of its own for every call."""
-
-    def __init__(self, *backend):
-        self.backend = backend
-
-    def __getattr__(self, name):
-        if not self.backend:
-            return getattr(blocking, name)
-        return lambda *args, **kwargs: self._run(getattr(truenas_os, name), *args, **kwargs)
-
-    def iter_mount(self, *args, into=None, **kwargs):
-        """The whole listing, also in *into*, where what came before an error can be found."""
-        into = [] if into is None else into
-        if not self.backend:
-            for mount in blocking.iter_mount(*args, **kwargs):
-                into.append(mount)
-            return into
-
-        async def collect():
-            async for mount in truenas_os.iter_mount(*args, **kwargs):
-                into.append(mount)
-            return into
-
-        return self._run(collect)
-
-    def listings(self, times, *args, **kwargs):
-        """The ids of so many listings, one after the other in one event loop."""
-        if not self.backend:
-            return [[m.mnt_id for m in blocking.iter_mount(*args, **kwargs)] for _ in range(times)]
-
-        async def collect():
-            return [
-                [m.mnt_id async for m in truenas_os.iter_mount(*args, **kwargs)]
-                for _ in range(times)
-            ]
-
-        return self._run(collect)
-
-    def _run(self, function, *args, **kwargs):
-        name, options = self.backend
-        return anyio.run(partial(function, *args, **kwargs), backend=name, backend_options=options)
-
-
-@pytest.fixture(
-    params=[
-        pytest.param((), id="blocking"),
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-        pytest.param(("trio", {}), id="trio"),
-    ]
-)
-def face(request):
-    return Face(*request.param)
-
-
-@pytest.fixture
-def many(mount_dir):
-    """More mounts than listmount(2) is asked for at once, by their unique ids."""
-    for number in range(4200):
-        make(mount_dir, str(number))
-    return mount_dir
-
-
-def make(directory, name="m", *, source="tmpfs", flags=0, data=None):
-    target = Path(directory, name)
-    target.mkdir(exist_ok=True)
-    kernel.mount(source, target, "tmpfs", flags, data)
-    return target
-
-
-def bind(source, target, flags=0):
-    kernel.mount(source, target, None, kernel.MS_BIND | flags)
-    if flags:
-        # A bind mount takes its attributes only from a remount.
-        kernel.mount(None, target, None, kernel.MS_REMOUNT | kernel.MS_BIND | flags)
-    return target
-
-
-def old_id_of(path):
-    """The id in mountinfo of the mount that is on top at *path*."""
-    return [m.id for m in kernel.mountinfo() if m.mount_point == os.fspath(path)][-1]
-
-
-def id_of(path):
-    """The unique id of the mount that *path* lies on, from the C library's statx."""
-    buffer = (ctypes.c_uint64 * 32)()
-    at_fdcwd, flags, mnt_id_unique = -100, 0x100, 0x4000
-    if ctypes.CDLL(None).statx(at_fdcwd, os.fsencode(path), flags, mnt_id_unique, buffer):
-        raise FileNotFoundError(path)
-    return buffer[18]
-
-
-def old_ids(ids):
-    """From unique ids to those of mountinfo."""
-    return [blocking.statmount(mnt_id, MNT_BASIC).mnt_id_old for mnt_id in ids]
-
-
-def notes(error):
-    return "\n".join(getattr(error, "__notes__", ()))
-
-
-def fd_mount(fd):
-    """The old id of the mount that a descriptor is on."""
-    for line in Path(f"/proc/self/fdinfo/{int(fd)}").read_text().splitlines():
-        if line.startswith("mnt_id:"):
-            return int(line.split()[1])
-    raise AssertionError("fdinfo has no mnt_id")
-
-
-def in_python(script, **kwargs):
-    """What a script prints that runs in a process of its own."""
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, check=True, **kwargs
-    )
-    return done.stdout.decode()
 
 
 # listmount
@@ -449,9 +314,6 @@ def test_empty_texts_and_lists_are_empty_not_None(face, mount_dir):
     assert "size=64k" in listed[id_of(full)].opt_array
 
 
-STRANGE = b"new\nline tab\tback\\slash \\040 hash# latin-1 \xe9\xff utf-8 \xc3\xa9"
-
-
 def test_strange_bytes_in_names_arrive_unchanged(face, mount_dir):
     target = make(mount_dir, os.fsdecode(STRANGE), source=os.fsdecode(STRANGE))
     (target / os.fsdecode(STRANGE)).mkdir()
@@ -474,19 +336,6 @@ def test_a_root_that_was_removed_is_marked_as_the_kernel_does(face, mount_dir):
     (mount_dir / "doomed").rmdir()
     found = face.statmount(id_of(mount_dir / "bound"), MNT_ROOT)
     assert found.mnt_root == "/doomed//deleted"
-
-
-def deep_mount(mount_dir, monkeypatch):
-    """A mount whose mount point is longer than any path a system call takes."""
-    monkeypatch.chdir(mount_dir)
-    for _ in range(30):
-        os.mkdir("d" * 200)
-        os.chdir("d" * 200)
-    kernel.mount("tmpfs", ".", "tmpfs")
-    point = f"{mount_dir}{('/' + 'd' * 200) * 30}"
-    line = next(m for m in kernel.mountinfo() if m.mount_point == point)
-    (mnt_id,) = [i for i in blocking.listmount() if old_ids([i]) == [line.id]]
-    return mnt_id, line
 
 
 def test_a_mount_point_may_be_longer_than_PATH_MAX(face, mount_dir, monkeypatch):
@@ -656,134 +505,3 @@ for call in (lambda: blocking.statmount(first), lambda: list(blocking.iter_mount
 
 def test_a_size_that_never_fits_ends_in_EOVERFLOW_and_in_modest_memory():
     assert in_python(EOVERFLOW_FOREVER).split() == ["EOVERFLOW", "EOVERFLOW"]
-
-
-# iter_mount
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("mask", [0, MNT_BASIC, MNT_POINT | OPT_ARRAY, ALL])
-def test_iter_mount_describes_each_mount_as_statmount_does(face, mount_dir, mask, reverse):
-    for number in range(20):
-        make(mount_dir, str(number))
-    ids = face.listmount(reverse=reverse)
-    expected = [face.statmount(mnt_id, mask) for mnt_id in ids]
-    assert face.iter_mount(reverse=reverse, statmount_flags=mask) == expected
-    after = face.iter_mount(last_mnt_id=ids[9], reverse=reverse, statmount_flags=mask)
-    assert after == expected[10:]
-
-
-def test_iter_mount_reports_the_basic_fields_of_the_descendants_by_default(face, mount_dir):
-    below = make(mount_dir)
-    assert face.iter_mount(id_of(mount_dir)) == [face.statmount(id_of(below))]
-    assert face.iter_mount(id_of(below)) == []
-
-
-@pytest.mark.parametrize("gone", [{2}, {0}, {5}, {1, 3, 4}, {0, 1, 2, 3, 4, 5}], ids=repr)
-def test_a_mount_that_vanishes_is_skipped_by_iter_mount(face, mount_dir, gone):
-    ids = [id_of(make(mount_dir, str(number))) for number in range(6)]
-    with ThreadPoolExecutor(1) as thread, faults.stopped("statmount") as stop:
-        listing = thread.submit(face.iter_mount, id_of(mount_dir))
-        stop.wait_reached()
-        for number in gone:
-            kernel.umount(mount_dir / str(number))
-        stop.go()
-        left = [mnt_id for number, mnt_id in enumerate(ids) if number not in gone]
-        assert [m.mnt_id for m in listing.result()] == left
-
-
-@pytest.mark.parametrize(("skip", "times"), [(0, 1), (3, 1), (255, 2), (10, 1000), (0, 4200)])
-def test_mounts_that_vanish_in_rows_end_no_listing(face, many, skip, times):
-    ids = face.listmount(id_of(many))
-    with faults.failing("statmount", errno.ENOENT, skip=skip, times=times):
-        found = [m.mnt_id for m in face.iter_mount(id_of(many))]
-    assert found == ids[:skip] + ids[skip + times :]
-
-
-@pytest.mark.parametrize("skip", [0, 1, 5, 255, 256, 257, 1000])
-@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOMEM])
-def test_an_error_amid_a_listing_comes_after_the_mounts_before_it(face, mount_dir, error, skip):
-    for number in range(1001):
-        make(mount_dir, str(number))
-    ids = face.listmount(id_of(mount_dir))
-    found = []
-    # Beyond the first failure too: a batch that ended early asks about the failed one again.
-    with faults.failing("statmount", error, skip=skip), pytest.raises(OSError) as failed:
-        face.iter_mount(id_of(mount_dir), statmount_flags=ALL, into=found)
-    assert failed.value.errno == error
-    assert f"mount id {ids[len(found)]}" in notes(failed.value)
-    # A listing asks more often than once for each mount, so how far it comes is not exact.
-    assert [m.mnt_id for m in found] == ids[: len(found)]
-    assert len(found) in range(skip - skip // 16 - 1, skip + 1)
-    assert bool(found) == bool(skip)
-
-
-def test_a_listing_never_fails_and_never_misses_while_others_mount_and_unmount(face, mount_dir):
-    stable = {id_of(make(mount_dir, str(number))) for number in range(30)}
-    finished, rounds = threading.Event(), itertools.count()
-
-    def churn():
-        while not finished.is_set():
-            targets = [make(mount_dir, f"churn{number}") for number in range(8)]
-            for target in targets:
-                kernel.umount(target, kernel.MNT_DETACH)
-            next(rounds)
-
-    with ThreadPoolExecutor(1) as thread:
-        churned = thread.submit(churn)
-        try:
-            seen = face.listings(1000, id_of(mount_dir), statmount_flags=ALL)
-        finally:
-            finished.set()
-        churned.result()
-    assert next(rounds) > 1
-    for ids in seen:
-        assert stable <= set(ids)
-        assert ids == sorted(set(ids))
-    assert any(set(ids) - stable for ids in seen)
-
-
-def test_nothing_is_asked_before_the_first_item_is_wanted():
-    with faults.count(None) as calls:
-        blocking.iter_mount(UNKNOWN_ID)
-        truenas_os.iter_mount(UNKNOWN_ID)
-    assert calls.seen == 0
-
-
-@pytest.mark.anyio
-async def test_a_listing_asks_a_worker_once_for_every_few_hundred_mounts(many, monkeypatch):
-    hops = []
-    submit = _threads._Portal.submit
-    monkeypatch.setattr(_threads._Portal, "submit", lambda *args: hops.append(1) or submit(*args))
-    mounts = [m async for m in truenas_os.iter_mount(id_of(many), statmount_flags=MNT_POINT)]
-    assert len(mounts) == 4200
-    assert 4 <= len(hops) <= 4200 / 200 + 2
-
-
-@pytest.mark.anyio
-async def test_a_listing_that_was_left_goes_on_where_it_was_left(many):
-    listing = truenas_os.iter_mount(id_of(many))
-    first = await anext(listing)
-    rest = [m.mnt_id async for m in listing]
-    assert [first.mnt_id, *rest] == sorted(id_of(many / str(number)) for number in range(4200))
-    assert [m async for m in listing] == []
-
-
-@pytest.mark.anyio
-async def test_a_listing_that_was_cancelled_does_not_go_on_with_a_gap(many):
-    ids = sorted(id_of(many / str(number)) for number in range(4200))
-    listing = truenas_os.iter_mount(id_of(many))
-    with faults.stopped("statmount") as stop:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(anext, listing)
-            await anyio.to_thread.run_sync(stop.wait_reached)
-            tasks.cancel_scope.cancel()
-        stop.go()
-        while True:
-            try:
-                rest = [m.mnt_id async for m in listing]
-                break
-            except ValueError:  # the abandoned call is still under way
-                await anyio.sleep(0.01)
-    # It may end there, as a cancelled generator does, or go on as if nothing had happened.
-    assert rest in ([], ids)
