@@ -46,15 +46,19 @@ def _error(
     dirfds: tuple[FileDescriptorLike, ...],
     notes: tuple[str, ...],
 ) -> OSError:
-    names = () if filename is None else (filename, None, filename2)
-    error = OSError(code, os.strerror(code), *names)
+    names = [os.fspath(n) if isinstance(n, os.PathLike) else n for n in (filename, filename2)]
+    if names[0] in ("", b"") and dirfds != (AT_FDCWD,):
+        names[0] = fileno(dirfds[0])  # what an empty path with a descriptor stands for
+    about = () if filename is None else (names[0], None, names[1])
+    error = OSError(code, os.strerror(code), *about)
     if code == errno.ENOSYS and call in _SINCE:
         error.add_note(
             f"{call}() needs Linux {_SINCE[call]}; this kernel is {os.uname().release}, "
             "or a seccomp filter hides the call"
         )
-    for dirfd in dirfds:
-        if (fd := fileno(dirfd)) != AT_FDCWD:
+    for name, dirfd in zip(names, dirfds, strict=False):
+        absolute = isinstance(name, (str, bytes)) and os.path.isabs(name)
+        if not absolute and (fd := fileno(dirfd)) != AT_FDCWD:
             error.add_note(f"{call}() began at descriptor {fd}{_where(fd)}")
     for note in notes:
         error.add_note(note)

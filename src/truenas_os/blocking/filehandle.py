@@ -17,7 +17,6 @@ from .flags import (
     AT_HANDLE_MNT_ID_UNIQUE,
     FH_AT_EMPTY_PATH,
     FH_AT_HANDLE_CONNECTABLE,
-    FH_AT_HANDLE_FID,
     FH_AT_SYMLINK_FOLLOW,
     STATX_MNT_ID_UNIQUE,
 )
@@ -25,6 +24,8 @@ from .flags import (
 _HEADER = struct.Struct("=Ii")
 _MAX_HANDLE_SZ = 128
 _UNIQUE = int(AT_HANDLE_MNT_ID_UNIQUE)
+# What a handle is asked for without, once its file is open.
+_BY_PATH = _UNIQUE | int(FH_AT_SYMLINK_FOLLOW)
 
 
 class HandleContent:
@@ -150,13 +151,13 @@ def handle_of(
     if size >= 0:
         return ffi.buffer(handle)[:size], mount_id[0]
     if flags & FH_AT_HANDLE_CONNECTABLE or size not in (-errno.EINVAL, -errno.EOPNOTSUPP):
-        check(size, "name_to_handle_at", path or fd, dirfds=(fd,))
+        check(size, "name_to_handle_at", path, dirfds=(fd,))
     # This kernel or this filesystem may not give the unique id. statx gives it too, and one
     # descriptor makes sure that both speak of the same file.
     with _pinned(fd, path, flags) as pin:
-        size = encode(pin, b"", flags & FH_AT_HANDLE_FID | AT_EMPTY_PATH)
+        size = encode(pin, b"", flags & ~_BY_PATH | AT_EMPTY_PATH)
         if size < 0:
-            check(size, "name_to_handle_at", path or fd, dirfds=(fd,))
+            check(size, "name_to_handle_at", path, dirfds=(fd,))
         found = statx(pin, "", AT_EMPTY_PATH, STATX_MNT_ID_UNIQUE)
     known = found.stx_mask & STATX_MNT_ID_UNIQUE
     return ffi.buffer(handle)[:size], found.stx_mnt_id if known else None

@@ -13,7 +13,7 @@ from .results import StatxResult
 
 # A rename anywhere on the system can make one scoped lookup fail with EAGAIN. Even beside a thread
 # that does nothing but rename, so many failures in a row do not happen by chance.
-_SCOPED_TRIES = 128
+_SCOPED_TRIES = 1000
 _SCOPED = int(RESOLVE_BENEATH | RESOLVE_IN_ROOT)
 _CACHED = int(RESOLVE_CACHED)
 
@@ -74,7 +74,7 @@ def statx(
         out = ffi.new("char[]", _STATX.size)
         spare = out, ffi.buffer(out)
     while (ret := lib.tos_statx(fd, path, flags, mask, spare[0])) < 0:
-        check(ret, "statx", pathname or fd, dirfds=(fd,))
+        check(ret, "statx", pathname, dirfds=(fd,))
     fields = _unpack(spare[1])
     _spare.append(spare)
     return _new_tuple(StatxResult, fields)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""What reaches stdout and stderr: names made harmless, JSON, writes that fail."""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import sys
+from enum import IntFlag
+from typing import TextIO
+
+
+def encoding_of(stream: TextIO | None) -> str:
+    """The encoding of sys.stdout or sys.stderr, which are None when the descriptor was closed."""
+    return (stream.encoding if stream else None) or "ascii"
+
+
+def can_encode(text: str, encoding: str) -> bool:
+    """Whether *encoding* has every character of *text*."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def escaped(text: str, encoding: str, also: str = "") -> str:
+    r"""*text* with every byte written ``\xNN`` that a terminal must not get, or cannot show.
+
+    These are the bytes of control and format characters, of what is not text at all, of characters
+    that *encoding* lacks, and of the characters in *also*. A backslash before an ``x`` is escaped
+    too, so that the original can be told from the result.
+    """
+
+    def shown(index: int, char: str) -> str:
+        harmless = char.isprintable() and char not in also and can_encode(char, encoding)
+        if harmless and text[index : index + 2] != r"\x":
+            return char
+        return "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
+
+    plain = text.isascii() and text.isprintable() and r"\x" not in text
+    if plain and not any(char in text for char in also):
+        return text  # as nearly always
+    return "".join(shown(index, char) for index, char in enumerate(text))
+
+
+def flag_names(flags: type[IntFlag], value: int) -> str:
+    """The names of the bits of *value*, and a number for those that have none."""
+    known = [flag for flag in flags if flag & value]
+    names = [flag.name or "" for flag in known]
+    if rest := value & ~sum(known):
+        names.append(f"{rest:#x}")
+    return ",".join(names)
+
+
+def is_terminal() -> bool:
+    """Whether stdout is one."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def write(text: str) -> None:
+    """Write to stdout."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
+    sys.stdout.write(text)
+
+
+def write_json(value: object) -> None:
+    r"""Write *value* as JSON, in printable ASCII, valid whatever bytes its texts hold.
+
+    A byte that is not UTF-8 becomes the escape of a lone surrogate (``\udc80`` to ``\udcff``), from
+    which :func:`os.fsencode` makes that byte again.
+    """
+    write(json.dumps(value, indent=2) + "\n")
+
+
+def write_error(message: str) -> None:
+    """Write one line to stderr, if there is anybody to read it."""
+    with contextlib.suppress(OSError):
+        if sys.stderr is not None:
+            print(f"truenas_os: {escaped(message, encoding_of(sys.stderr))}", file=sys.stderr)
+
+
+def flush() -> None:
+    """Write out what is buffered for stdout, or forget it."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BaseException:
+        discard()
+        raise
+
+
+def discard() -> None:
+    """Send what is buffered for stdout nowhere: the interpreter would try again when it exits."""
+    # A stdout that somebody put in place of the real one may have no descriptor.
+    with contextlib.suppress(io.UnsupportedOperation), open(os.devnull, "wb") as nowhere:
+        if sys.stdout is not None:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
