@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
-"""Times competitors side by side: in turn, round by round, so that a noisy machine is fair to all."""
+"""Times competitors side by side: in turn, so that a noisy machine is fair to all."""
 
 import asyncio
 import statistics

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filesystems import filesystem, place
+
+__all__ = ["filesystem", "place"]  # fixtures
 
 _OUTSIDE = "TRUENAS_OS_TESTS_LEFT_NAMESPACE"
 
@@ -47,19 +50,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> object:
     return request.param
 
 
-@pytest.fixture(
-    params=[
-        pytest.param((), id="blocking"),
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
-        pytest.param(("trio", {}), id="trio"),
-    ]
-)
+@pytest.fixture(params=["blocking", "asyncio", "uvloop", "trio"])
 def face(request: pytest.FixtureRequest) -> object:
     """Each face of the library, the async one on each event loop."""
-    from faces import Face
+    import faces
 
-    return Face(*request.param)
+    return faces.Driven(faces.Face(request.param))
 
 
 @pytest.fixture

@@ -28,18 +28,14 @@ def failing(
         lib.tos_fault_disarm()
 
 
-def count(syscall: str | None) -> "contextlib.AbstractContextManager[Count]":
-    return Count(syscall)
-
-
-class Count:
+class count:
     """Counts the calls of *syscall* (None: all) made inside its block, in ``seen``."""
 
     def __init__(self, syscall: str | None) -> None:
         self._syscall = syscall
         self.seen = 0
 
-    def __enter__(self) -> "Count":
+    def __enter__(self) -> "count":
         lib.tos_fault_arm(number(self._syscall), ALWAYS, 0, 0, -1, -1)
         return self
 
@@ -95,3 +91,14 @@ def stopped(
     finally:
         lib.tos_fault_disarm()
         stop.close()
+
+
+@contextlib.contextmanager
+def failing_counted(syscall: str, error: int, *, times: int = ALWAYS) -> Iterator[count]:
+    """Fail *times* calls as :func:`failing` does, and count all of them as :func:`count` does."""
+    calls = count(syscall)
+    with failing(syscall, error, times=times):
+        try:
+            yield calls
+        finally:
+            calls.seen = lib.tos_fault_disarm()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """Runs a Python program on a root that has the files the program names, and all of the real one.
 
-Usage: ``python fresh_root.py DIRECTORY PROGRAM``, inside ``unshare --mount``. The root is a tmpfs on
+Usage: ``python fresh_root.py DIRECTORY PROGRAM`` in ``unshare --mount``. The root is a tmpfs on
 DIRECTORY, with everything of the real root bound into it.
 """
 

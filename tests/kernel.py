@@ -4,6 +4,7 @@
 import ctypes
 import os
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,3 +109,21 @@ def open_fds() -> dict[int, str]:
         except FileNotFoundError:
             pass  # the descriptor of the listing itself
     return fds
+
+
+def mnt_id_old(unique: int) -> int:
+    """What statmount(2) gives as the 32-bit id of the mount with that unique id."""
+    answer = ctypes.create_string_buffer(512)
+    request = struct.pack("=IIQQ", 24, 0, unique, 2)
+    syscall(457, request, answer, 512, 0)
+    return struct.unpack_from("=I", answer, 56)[0]
+
+
+def fdinfo_mnt_id(path: str | Path) -> int:
+    """What /proc says of the mount that *path* is on."""
+    fd = os.open(path, os.O_PATH)
+    try:
+        text = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    finally:
+        os.close(fd)
+    return int(text.split("mnt_id:")[1].split()[0])

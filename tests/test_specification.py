@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
-"""The examples of the specification, verbatim in the synchronous face, with ``await`` in the other."""
+"""The examples of the specification: verbatim in the synchronous face, else with ``await``."""
 
 import re
 import subprocess

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """Worker threads: the one place where a blocking call leaves the event loop.
 
-A process has one pool of warm daemon threads. An event loop has one :class:`_Portal`: the queue of
-its calls, its limit, and the calls that are finished and on their way back. A worker drains the
-queue of one portal at a time; what it finishes is delivered in one wake-up of the loop however many
-calls have come together.
+A process has one pool of warm daemon threads. An event loop has one :class:`_Portal`: the queue
+of its calls, its limit, and the calls that are finished and on their way back. A worker drains the
+queue of one portal at a time; what it finishes is delivered in one wake-up of the loop, however
+many calls have come together.
 
 Two workers serve a portal while its calls return quickly. A supervisor, which sleeps while no queue
-has anything in it, looks for calls that do not: one that has been running for ``SLOW`` seconds is no
-longer counted on, so another worker takes over the queue; one that has been running for ``STUCK``
-seconds no longer counts against the portal's limit either. So a server that does not answer holds
-its own workers and nobody else's, up to ``CEILING`` threads in the process.
+has anything in it, looks for calls that do not: one that has been running for ``SLOW`` seconds is
+no longer counted on, so another worker takes over the queue; one that has been running for
+``STUCK`` seconds no longer counts against the portal's limit either. So a server that does not
+answer holds its own workers and nobody else's, up to ``CEILING`` threads in the process.
 
 A call is in one of four states, changed under its portal's lock. Whichever side comes late, the
 worker with a result or the task that was cancelled, finds the call GONE or DONE and sees to it that
@@ -18,6 +18,7 @@ the result is disposed of, always on a worker: closing a descriptor can hang.
 """
 
 import asyncio
+import contextlib
 import errno
 import functools
 import inspect
@@ -109,10 +110,8 @@ class _Call(Generic[T]):
 
     def dispose(self) -> None:
         if self.late is not None and self.error is None:
-            try:
+            with contextlib.suppress(OSError):  # nobody is left to be told of that either
                 self.late(self.result)
-            except OSError:
-                pass  # nobody is left to be told of that either
 
 
 class _Worker(threading.Thread):
@@ -347,7 +346,7 @@ class _Portal:
     # On a worker.
 
     def exchange(self, worker: _Worker, finished: _Call[Any] | None) -> _Call[Any] | None:
-        """Hand in a finished call and take the next; None, and the worker is free, if there is none."""
+        """Hand in a finished call and take the next; None, and the worker is free, without one."""
         wake = False
         while True:
             with self.lock:

@@ -2,8 +2,7 @@
 """Descriptors that are closed on a worker thread: a close can hang as an open can."""
 
 from types import TracebackType
-
-from typing_extensions import Self
+from typing import Self
 
 from . import _threads, blocking
 

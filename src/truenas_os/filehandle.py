@@ -2,9 +2,9 @@
 """File handles, made and opened on worker threads."""
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Self
 
-from typing_extensions import Self
+from typing_extensions import Buffer
 
 from . import _threads
 from .blocking import AT_FDCWD
@@ -27,9 +27,9 @@ class fhandle(HandleContent):
     """A file handle, made from a path or restored from bytes; see :manpage:`name_to_handle_at(2)`.
 
     ``await fhandle(path=...)`` makes one, *path* being relative to *dir_fd* and *flags* being
-    ``FH_AT_*``. ``fhandle(handle_bytes=..., mount_id=...)`` restores one from what ``bytes(handle)``
-    returned; it can be used at once, and awaited as well. Handles are equal, and hash alike, by
-    content and mount.
+    ``FH_AT_*``. ``fhandle(handle_bytes=..., mount_id=...)`` restores one from what
+    ``bytes(handle)`` returned; it can be used at once, and awaited as well. Handles are equal, and
+    hash alike, by content and mount.
 
     Raises :exc:`ValueError` for malformed *handle_bytes*; the await raises :exc:`OSError` with
     EOPNOTSUPP where the filesystem has no handles (some have them with ``FH_AT_HANDLE_FID``, for
@@ -44,7 +44,7 @@ class fhandle(HandleContent):
         path: StrOrBytesPath | None = None,
         dir_fd: FileDescriptorLike = AT_FDCWD,
         flags: int = 0,
-        handle_bytes: bytes | None = None,
+        handle_bytes: Buffer | None = None,
         mount_id: int | None = None,
     ) -> None:
         check_source(path, handle_bytes, mount_id)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
-"""Builds ``truenas_os._native._lib`` (cffi, API mode): each topic is one ``.c`` and one ``.cdef.h``."""
+"""Builds ``truenas_os._native._lib`` (cffi, API mode): a ``.c`` and a ``.cdef.h`` a topic."""
 
 from pathlib import Path
 

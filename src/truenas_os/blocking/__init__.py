@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """The synchronous face: every call of :mod:`truenas_os` under the same name, for code in threads.
 
-``from truenas_os import blocking as truenas_os`` gives the whole face, constants and results included.
+``from truenas_os import blocking as truenas_os`` gives the whole face, with constants and results.
 """
 
 from . import flags

@@ -3,9 +3,7 @@
 
 import errno
 from types import TracebackType
-from typing import NoReturn
-
-from typing_extensions import Self
+from typing import NoReturn, Self
 
 from .._native import lib
 from .errors import check

@@ -6,6 +6,8 @@ import os
 import struct
 from contextlib import AbstractContextManager, nullcontext
 
+from typing_extensions import Buffer
+
 from .._native import ffi, lib
 from .arguments import FileDescriptorLike, StrOrBytesPath, fileno, path_bytes
 from .errors import check
@@ -43,7 +45,7 @@ class HandleContent:
         return self._mount_id
 
     def __bytes__(self) -> bytes:
-        """The kernel's ``struct file_handle``: size and type (native byte order), then the handle."""
+        """The kernel's ``struct file_handle``: size, type (native byte order) and the handle."""
         try:
             return self._handle
         except AttributeError:
@@ -85,7 +87,7 @@ class fhandle(HandleContent):
         path: StrOrBytesPath | None = None,
         dir_fd: FileDescriptorLike = AT_FDCWD,
         flags: int = 0,
-        handle_bytes: bytes | None = None,
+        handle_bytes: Buffer | None = None,
         mount_id: int | None = None,
     ) -> None:
         check_source(path, handle_bytes, mount_id)
@@ -114,9 +116,11 @@ def check_source(path: object, handle_bytes: object, mount_id: object) -> None:
         raise TypeError(
             "fhandle() takes mount_id with handle_bytes only; of a path it is found out"
         )
+    if not isinstance(mount_id, int | None):
+        raise TypeError(f"mount_id must be an int, not {type(mount_id).__name__}")
 
 
-def checked_handle(handle_bytes: bytes) -> bytes:
+def checked_handle(handle_bytes: Buffer) -> bytes:
     """*handle_bytes* as bytes, or ValueError with what is wrong with them."""
     handle = bytes(memoryview(handle_bytes))
     if len(handle) < _HEADER.size:

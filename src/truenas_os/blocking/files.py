@@ -3,6 +3,7 @@
 
 import errno
 import struct
+import time
 
 from .._native import ffi, lib
 from .arguments import FileDescriptorLike, StrOrBytesPath, fileno, path_bytes
@@ -11,9 +12,9 @@ from .fds import Fd
 from .flags import RESOLVE_BENEATH, RESOLVE_CACHED, RESOLVE_IN_ROOT, STATX_BASIC_STATS, STATX_BTIME
 from .results import StatxResult
 
-# A rename anywhere on the system can make one scoped lookup fail with EAGAIN. Even beside a thread
-# that does nothing but rename, so many failures in a row do not happen by chance.
-_SCOPED_TRIES = 1000
+# A rename anywhere on the system makes a scoped lookup fail with EAGAIN if it happens at its "..".
+# Beside a process that does nothing but rename, only stepping aside now and then gets through.
+_SCOPED_TRIES = 128
 _SCOPED = int(RESOLVE_BENEATH | RESOLVE_IN_ROOT)
 _CACHED = int(RESOLVE_CACHED)
 
@@ -34,8 +35,8 @@ def openat2(
 
     *flags* are ``os.O_*``, *mode* the permissions for ``O_CREAT`` and ``O_TMPFILE``, *resolve*
     ``RESOLVE_*``. The descriptor is close-on-exec whatever the flags. The EAGAIN with which
-    ``RESOLVE_BENEATH`` and ``RESOLVE_IN_ROOT`` answer a concurrent rename is retried, except with
-    ``RESOLVE_CACHED``, where it means that the lookup would have to wait.
+    ``RESOLVE_BENEATH`` and ``RESOLVE_IN_ROOT`` answer a concurrent rename is retried for about
+    0.1 s, except with ``RESOLVE_CACHED``, where it means that the lookup would have to wait.
 
     Raises :exc:`OSError`: ELOOP (a symlink that *resolve* forbids), EXDEV (a mount point or an
     escape that it forbids), EAGAIN, EINVAL (unknown flags, or a mode without ``O_CREAT``), E2BIG,
@@ -48,6 +49,8 @@ def openat2(
         raced = ret == -errno.EAGAIN and resolve & _SCOPED and not resolve & _CACHED
         if not raced or tries == _SCOPED_TRIES:
             check(ret, "openat2", pathname, dirfds=(fd,))
+        elif tries > 4:
+            time.sleep(min(1e-5 * 2 ** (tries - 5), 1e-3))
         tries += 1
     return Fd(ret)
 
@@ -92,8 +95,8 @@ def renameat2(
     *flags*: ``RENAME_NOREPLACE`` (EEXIST if *newpath* exists), ``RENAME_EXCHANGE`` (swap the two),
     ``RENAME_WHITEOUT``.
 
-    Raises :exc:`OSError` with both names: EEXIST, EINVAL (a flag that the filesystem lacks), ENOENT,
-    EXDEV, and all that :manpage:`rename(2)` lists. :manpage:`renameat2(2)`. Linux 3.15.
+    Raises :exc:`OSError` with both names: EEXIST, EINVAL (a flag that the filesystem lacks),
+    ENOENT, EXDEV, and all that :manpage:`rename(2)` lists. :manpage:`renameat2(2)`. Linux 3.15.
     """
     old, new = path_bytes(oldpath), path_bytes(newpath)
     old_fd, new_fd = fileno(olddirfd), fileno(newdirfd)

@@ -127,7 +127,7 @@ STATX_ATTR_WRITE_ATOMIC: Final = StatxAttr.WRITE_ATOMIC
 
 
 class AtFlag(IntFlag):
-    """Flags of the ``*at`` calls (``AT_*``); one value can mean different things to different calls."""
+    """Flags of the ``*at`` calls (``AT_*``); what a value means can depend on the call."""
 
     SYMLINK_NOFOLLOW = 0x100
     SYMLINK_FOLLOW = 0x400

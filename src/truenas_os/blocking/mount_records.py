@@ -141,12 +141,15 @@ def _decode(asked: int, batch: Any) -> list[StatmountResult]:
             columns[field] = repeat(None)
         elif not (every & wanted or empty_is_a_value):
             columns[field] = [
-                value if mask & wanted else None for value, mask in zip(columns[field], masks)
+                value if mask & wanted else None
+                for value, mask in zip(columns[field], masks, strict=False)
             ]
     # The supported mask is always asked for, on our own account.
     shown = ~(StatmountMask.SUPPORTED_MASK.value & ~asked)
     columns["mask"] = [mask & shown for mask in masks]
-    return list(map(_result, zip(*(columns[field] for field in StatmountResult._fields))))
+    # Not strict: what repeats has no end.
+    rows = zip(*(columns[field] for field in StatmountResult._fields), strict=False)
+    return list(map(_result, rows))
 
 
 def _column(batch: Any, index: int) -> list[int]:

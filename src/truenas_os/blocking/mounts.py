@@ -78,7 +78,7 @@ def statmount(
     *mask* says which fields are wanted (``STATMOUNT_*``; ``~StatmountMask(0)`` for all of them).
     *mnt_ns* is the descriptor of a mount namespace other than one's own.
 
-    Raises :exc:`OSError`: ENOENT (no such mount; detached mounts are not seen), EPERM (not reachable
+    Raises :exc:`OSError`: ENOENT (no such mount; detached ones are not seen), EPERM (not reachable
     from this process's root). :manpage:`statmount(2)`. Linux 6.8; *mnt_ns* 6.11.
     """
     found = StatmountBatches([mnt_id], mask, _namespace(mnt_ns)).next_batch()
@@ -165,8 +165,8 @@ def mount_of(
     A path is opened with ``O_PATH`` and, unless *resolve* (``RESOLVE_*``) says otherwise, must not
     have a symlink in any component.
 
-    Raises :exc:`OSError`: ELOOP (a symlink), ENOENT (no such path; or the mount is not in this mount
-    namespace, as the mounts of pipes and sockets are not), and what :func:`openat2` and
+    Raises :exc:`OSError`: ELOOP (a symlink), ENOENT (no such path; or the mount is not in this
+    mount namespace, as the mounts of pipes and sockets are not), and what :func:`openat2` and
     :func:`statmount` raise. Linux 6.8.
     """
     if isinstance(path_or_fd, (str, bytes, os.PathLike)):
