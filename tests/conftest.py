@@ -68,6 +68,14 @@ def many(mount_dir: Path) -> Path:
     return mount_dir
 
 
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    """A FIFO that nobody has open: to open an end of it is to wait for the other."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    return path
+
+
 @pytest.fixture(autouse=True)
 def no_blocking_call_on_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test if the library makes a blocking call in a thread with a running event loop."""
