@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import hostile_mounts, many_mounts, various_mounts
 from filesystems import filesystem, place
 
-__all__ = ["filesystem", "place"]  # fixtures
+# Fixtures that live beside what they need.
+__all__ = ["filesystem", "hostile_mounts", "many_mounts", "place", "various_mounts"]
 
 _OUTSIDE = "TRUENAS_OS_TESTS_LEFT_NAMESPACE"
 
