@@ -142,3 +142,22 @@ async def test_a_listing_that_was_cancelled_does_not_go_on_with_a_gap(many):
                 await anyio.sleep(0.01)
     # It may end there, as a cancelled generator does, or go on as if nothing had happened.
     assert rest in ([], ids)
+
+
+@pytest.mark.anyio
+async def test_a_second_task_may_not_ask_while_the_first_waits(many):
+    iterator = truenas_os.iter_mount()
+    seen, refused = [], []
+
+    async def consume():
+        try:
+            async for mount in iterator:
+                seen.append(mount.mnt_id)
+        except RuntimeError as error:
+            refused.append(error)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(consume)
+    assert len(refused) == 1
+    assert seen == await truenas_os.listmount()

@@ -505,3 +505,11 @@ for call in (lambda: blocking.statmount(first), lambda: list(blocking.iter_mount
 
 def test_a_size_that_never_fits_ends_in_EOVERFLOW_and_in_modest_memory():
     assert in_python(EOVERFLOW_FOREVER).split() == ["EOVERFLOW", "EOVERFLOW"]
+
+
+@pytest.mark.parametrize("mask", [-1, 1 << 64])
+def test_a_mask_that_does_not_fit_is_refused_before_any_system_call(face, mask):
+    with faults.count("statmount") as calls:
+        with pytest.raises(OverflowError):
+            face.statmount(blocking.LSMT_ROOT, mask)
+    assert calls.seen == 0

@@ -311,3 +311,15 @@ def test_mount_of_a_path_keeps_no_descriptor(face, mount_dir):
     with pytest.raises(FileNotFoundError):
         face.mount_of(mount_dir / "missing")
     assert kernel.open_fds() == before
+
+
+def test_an_error_below_the_mount_point_names_the_mount_point(face, mount_dir):
+    """Whichever component cannot be opened."""
+    target = make(mount_dir)
+    mnt_id = id_of(target)
+    for skip in range(3):
+        with faults.failing("openat2", errno.EACCES, skip=skip, times=1):
+            with pytest.raises(PermissionError) as failed:
+                face.open_mount_by_id(mnt_id)
+        if skip:  # the first one opens the root
+            assert failed.value.filename == str(target)

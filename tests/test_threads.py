@@ -446,3 +446,167 @@ def test_blocking_is_the_same_class_of_descriptor():
     with blocking.openat2(AT_FDCWD, "/", os.O_PATH) as fd:
         assert isinstance(fd, blocking.Fd)
         assert not isinstance(fd, truenas_os.Fd)
+
+
+@pytest.mark.anyio
+async def test_what_a_signal_interrupts_holds_up_no_later_call(monkeypatch):
+    """A handler raises while a worker is being sent, as often as there are warm workers."""
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    for _ in range(_threads._WARM):
+        with monkeypatch.context() as patch:
+            patch.setattr(_threads._Pool, "worker", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                # Not awaited in this task: the event loop would end.
+                truenas_os.statx(AT_FDCWD, "/").send(None)
+    with anyio.fail_after(AMPLE):
+        await truenas_os.statx(AT_FDCWD, "/")
+
+
+@pytest.mark.anyio
+async def test_a_delivery_that_a_signal_interrupts_is_made_again(monkeypatch):
+    portal = _threads._portal()
+    release = portal.release
+    interrupts = []
+
+    def interrupted(waiter):
+        if not interrupts:
+            interrupts.append(1)
+            release(waiter)
+            raise ValueError("stands for KeyboardInterrupt, which would end the event loop")
+        release(waiter)
+
+    errors = []
+    deliver = portal.deliver
+
+    def caught():
+        try:
+            deliver()
+        except ValueError as error:
+            errors.append(error)
+
+    monkeypatch.setattr(portal, "release", interrupted)
+    monkeypatch.setattr(portal, "deliver", caught)
+    with anyio.fail_after(AMPLE):
+        async with anyio.create_task_group() as group:
+            for _ in range(100):
+                group.start_soon(truenas_os.statx, AT_FDCWD, "/")
+    assert len(errors) == 1
+
+
+@pytest.mark.anyio
+async def test_lowering_the_limit_below_what_runs_strands_no_call(fifo):
+    old = truenas_os.set_thread_limit(64)
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(truenas_os.openat2, AT_FDCWD, fifo, os.O_RDONLY)
+            await until(in_fifo_open)
+            group.start_soon(truenas_os.openat2, AT_FDCWD, fifo, os.O_RDONLY)
+            await anyio.lowlevel.checkpoint()
+            truenas_os.set_thread_limit(1)
+            with anyio.fail_after(AMPLE):
+                await truenas_os.statx(AT_FDCWD, "/")
+            group.cancel_scope.cancel()
+    finally:
+        truenas_os.set_thread_limit(old)
+    os.close(open_writer(fifo))
+
+
+def test_an_event_loop_runs_while_another_thread_imports_trio(monkeypatch):
+    half_imported = type(sys)("trio")
+    monkeypatch.setitem(sys.modules, "trio", half_imported)
+    assert asyncio.run(truenas_os.statx(AT_FDCWD, "/")).stx_ino == os.stat("/").st_ino
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_late_descriptors_of_a_closed_loop_are_closed_by_workers(loop_factory, monkeypatch):
+    """The loop is closed with results on their way to it, which it will never get."""
+    closers = []
+    closing = blocking.Fd.close
+
+    def close(fd):
+        closers.append(threading.current_thread().name)
+        closing(fd)
+
+    opening = _threads.in_thread(blocking.openat2, late=close)
+    asyncio.run(truenas_os.statx(AT_FDCWD, "/"))
+    before = kernel.open_fds()
+    for _ in range(20):
+        loop = loop_factory()
+        with faults.stopped("openat2", times=2) as stop:
+            tasks = [loop.create_task(opening(AT_FDCWD, "/", os.O_PATH)) for _ in range(2)]
+            while not stop.reached(2):
+                loop.run_until_complete(asyncio.sleep(0.001))
+            stop.go(1)
+            while len(kernel.open_fds().keys() - before.keys()) < 5:
+                time.sleep(0.001)  # the first result sets out, and the loop does not run
+            loop.close()
+            stop.go(1)
+        for task in tasks:
+            task._log_destroy_pending = False
+        del task, tasks, loop
+        # What never arrived is found by the next loop at the latest.
+        asyncio.run(truenas_os.statx(AT_FDCWD, "/"))
+        fds_return_without_a_loop_to(before)
+    assert len(closers) == 40
+    assert set(closers) == {"truenas_os worker"}
+
+
+def test_a_forked_child_that_unwinds_its_parents_tasks_does_not_wait_for_their_calls(tmp_path):
+    (tmp_path / "old").touch()
+    result = run_python(
+        """
+        import asyncio, os, sys, threading, time, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+        import truenas_os
+        from truenas_os import _threads
+        from truenas_os._native import lib
+
+        reached, go = os.pipe(), os.pipe()
+        lib.tos_fault_arm(lib.TOS_SYS_renameat2, 0, 1, 0, reached[1], go[0])
+
+        async def main():
+            at = truenas_os.AT_FDCWD
+            rename = asyncio.create_task(truenas_os.renameat2(at, sys.argv[1], at, sys.argv[2]))
+            await asyncio.sleep(0)
+            os.read(reached[0], 1)
+            # The worst moment: another thread of the parent holds the lock.
+            held, release = threading.Event(), threading.Event()
+
+            def hold(portal=_threads._portal()):
+                with portal.lock:
+                    held.set()
+                    release.wait()
+
+            holder = threading.Thread(target=hold)
+            holder.start()
+            held.wait()
+            pid = os.fork()
+            if pid == 0:
+                rename.cancel()
+                begun = time.monotonic()
+                try:
+                    await rename
+                except asyncio.CancelledError:
+                    os._exit(3)
+                os._exit(1)
+            release.set()
+            holder.join()
+            status = os.waitpid(pid, 0)[1]
+            os.write(go[1], b"x")
+            await rename
+            return os.waitstatus_to_exitcode(status)
+
+        async def begin():
+            task = asyncio.create_task(main())
+            return await task
+
+        sys.exit(asyncio.run(begin()))
+        """,
+        str(tmp_path / "old"),
+        str(tmp_path / "new"),
+    )
+    assert (result.returncode, result.stderr) == (3, "")
+    assert (tmp_path / "new").exists()

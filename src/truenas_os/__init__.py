@@ -2,7 +2,9 @@
 """The Linux filesystem interface for async Python.
 
 Every call that may block runs on a worker thread and is awaited; :mod:`truenas_os.blocking` has the
-same names for code that is synchronous.
+same names for code that is synchronous. Arguments are checked before any system call: what has the
+wrong type is a :exc:`TypeError`, what no kernel would take a :exc:`ValueError`, and a number that
+does not fit the kernel's type an :exc:`OverflowError`, as in :mod:`os`.
 """
 
 from ._threads import set_thread_limit

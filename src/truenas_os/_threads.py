@@ -110,7 +110,7 @@ class _Call(Generic[T]):
 
     def dispose(self) -> None:
         if self.late is not None and self.error is None:
-            with contextlib.suppress(OSError):  # nobody is left to be told of that either
+            with contextlib.suppress(Exception):  # nobody is left to be told of that either
                 self.late(self.result)
 
 
@@ -215,7 +215,7 @@ class _Portal:
         self.lock = threading.RLock()
         self.limit = DEFAULT_LIMIT
         self.queue: deque[_Call[Any]] = deque()
-        self.done: list[_Call[Any]] = []
+        self.done: deque[_Call[Any]] = deque()
         self.waking = False
         self.woken = 0.0
         self.watched = False
@@ -223,11 +223,20 @@ class _Portal:
         # Of those workers: not in a slow call; not in a stuck one.
         self.quick = 0
         self.running = 0
+        # Workers that were sent and have not arrived, and when the last one was.
+        self.coming = 0
+        self.sent = 0.0
+        # Since when there has been neither a worker here nor one to be had.
+        self.deserted: float | None = None
 
     # What depends on the kind of event loop.
 
-    def start_waiting(self, call: _Call[Any]) -> Awaitable[object]:
-        """Set ``call.waiter`` and return what the task is to await."""
+    def set_waiter(self, call: _Call[Any]) -> None:
+        """Make ``call.waiter`` what :meth:`release` takes to let the current task go on."""
+        raise NotImplementedError
+
+    def wait(self, call: _Call[Any]) -> Awaitable[object]:
+        """What the current task is to await, once it is the call's waiter."""
         raise NotImplementedError
 
     def wake(self) -> None:
@@ -238,26 +247,38 @@ class _Portal:
         """On the loop: let the task go on."""
         raise NotImplementedError
 
+    def is_closed(self) -> bool:
+        """Whether the loop can run no more, though tasks may still wait."""
+        raise NotImplementedError
+
     # On the loop.
 
     def submit(self, call: _Call[Any]) -> None:
         with self.lock:
             self.queue.append(call)
-            wanted = self.quick < _WARM and self.running < self.limit
+            coming = self.coming
+            wanted = self.quick + coming < _WARM and self.running + coming < self.limit
             if wanted:
-                self._count_one_more()
+                self.coming += 1
             else:
                 self._watch()
         if wanted:
-            self._engage()
+            self._send_worker()
 
     def deliver(self) -> None:
         with self.lock:
-            done, self.done = self.done, []
+            done, self.done = self.done, deque()
             self.waking = False
-        for call in done:
-            if call.waiter is not None:
-                self.release(call.waiter)
+        try:
+            while done:
+                waiter = done.popleft().waiter
+                if waiter is not None:
+                    self.release(waiter)
+        except BaseException:  # a signal's handler raised it
+            with self.lock:
+                self.done.extendleft(reversed(done))
+                self._watch()
+            raise
 
     def withdraw(self, call: _Call[Any]) -> bool:
         """Take back a call that has not begun; False if it has, or must be made."""
@@ -267,15 +288,15 @@ class _Portal:
             call.state = _GONE
             return True
 
-    def wait_again(self, call: _Call[Any]) -> Awaitable[object] | None:
-        """What to await for a call whose first wait was cancelled; None if it does not run."""
+    def wait_again(self, call: _Call[Any]) -> bool:
+        """Make the current task the waiter again; False if the call does not run any more."""
         with self.lock:
-            return self.start_waiting(call) if call.state == _RUNNING else None
+            if call.state == _RUNNING:
+                self.set_waiter(call)
+            return call.state == _RUNNING
 
     def abandon(self, call: _Call[Any]) -> None:
         """Nobody waits for *call* any more."""
-        if self.pid != os.getpid():
-            return  # in a forked child: the call is the parent's, and so is the lock
         with self.lock:
             call.waiter = None
             finished = call.state == _DONE
@@ -291,35 +312,28 @@ class _Portal:
             self.watched = True
             _pool.inbox.put(self)
 
-    def _count_one_more(self) -> None:
-        self.quick += 1
-        self.running += 1
-
-    def _engage(self) -> bool:
-        """Put the worker that was counted already on the queue; False if there is none."""
+    def _send_worker(self) -> bool:
+        """Send the worker that is counted as coming; False if there is none to be had."""
         worker = _pool.worker()
-        wake = False
-        with self.lock:
-            if worker is not None:
-                self.workers.add(worker)
-            else:
-                self.quick -= 1
-                self.running -= 1
-                if self.running == 0:
-                    self._refuse()
-                    wake = self._to_be_woken(None)
-                if self.queue:
-                    self._watch()
         if worker is not None:
+            self.sent = monotonic()
             worker.serve(self)
+            return True
+        with self.lock:
+            self.coming -= 1
+            if _pool.supervisor is None:
+                self._refuse()
+            else:
+                self._watch()
+            wake = self._to_be_woken(None)
         if wake:
             self._wake_or_drop()
-        return worker is not None
+        return False
 
     def _refuse(self) -> None:
         note = (
-            f"no thread is free for the call: all {_pool.size} (of at most {CEILING}) are held by "
-            "calls that do not return, or the system gives no more"
+            f"no thread is free for the call: the process has {_pool.size} of at most {CEILING}, "
+            "all busy with calls that do not return, or the system gives no more"
         )
         for call in self.queue:
             if call.state == _QUEUED and not call.certain:
@@ -334,14 +348,15 @@ class _Portal:
             self.wake()
         except RuntimeError:
             # The loop is closed: no task is left to receive anything.
-            with self.lock:
-                done, self.done = self.done, []
-                self.waking = False
-                lost = [call for call in done if call.state == _DONE]
-                for call in lost:
-                    call.state = _GONE
-            for call in lost:
-                call.dispose()
+            self.drop()
+
+    def drop(self) -> None:
+        """Dispose of what a loop that is closed will not deliver."""
+        with self.lock:
+            done, self.done = self.done, deque()
+            self.waking = False
+        for call in done:
+            self.abandon(call)
 
     # On a worker.
 
@@ -367,7 +382,7 @@ class _Portal:
     def _to_be_woken(self, now: float | None) -> bool:
         """Whether finished calls are to be delivered now. While more wait, and the supervisor
         watches that they do not wait long, one wake-up may serve many."""
-        if not self.done or self.waking:
+        if not self.done or (self.waking and not self.is_closed()):
             return False
         if now is not None and self.queue and self.watched and now - self.woken < _GATHER:
             return False
@@ -376,6 +391,11 @@ class _Portal:
         return True
 
     def _take(self, worker: _Worker) -> _Call[Any] | None:
+        if worker not in self.workers:
+            self.workers.add(worker)
+            self.coming = max(0, self.coming - 1)
+            self.quick += 1
+            self.running += 1
         if worker.slow:
             worker.slow = False
             self.quick += 1
@@ -392,6 +412,8 @@ class _Portal:
         self.workers.discard(worker)
         self.quick -= 1
         self.running -= 1
+        if self.queue:  # the limit was lowered, and who is left may be stuck
+            self._watch()
         return None
 
     # On the supervisor.
@@ -408,27 +430,42 @@ class _Portal:
                 if age >= STUCK and not worker.stuck:
                     worker.stuck = True
                     self.running -= 1
+            if now - self.sent >= SLOW:
+                # All have arrived, but for those that a signal kept from being sent.
+                self.coming = 0
             # With no quick worker left, double: a disk that is slow wants many calls at once.
-            wanted = _WARM - self.quick if self.quick else max(_WARM, len(self.workers))
-            wanted = max(0, min(wanted, len(self.queue), self.limit - self.running))
-            self.watched = bool(self.queue)
-            wake = self._to_be_woken(None)
-        if wake:
-            self._wake_or_drop()
+            quick = self.quick + self.coming
+            wanted = _WARM - quick if quick else max(_WARM, len(self.workers))
+            room = self.limit - self.running - self.coming
+            wanted = max(0, min(wanted, len(self.queue), room))
         for _ in range(wanted):
             with self.lock:
-                self._count_one_more()
-            if not self._engage():
+                self.coming += 1
+            if not self._send_worker():
                 break
+        with self.lock:
+            if not self.queue or self.running + self.coming:
+                self.deserted = None
+            elif self.deserted is None:
+                self.deserted = now
+            elif now - self.deserted >= STUCK:
+                self._refuse()
+            wake = self._to_be_woken(None)
+            self.watched = bool(self.queue)
+        if wake:
+            self._wake_or_drop()
         return self.watched
 
 
 class _AsyncioPortal(_Portal):
     """asyncio, and every loop that is one (uvloop)."""
 
-    def start_waiting(self, call: _Call[Any]) -> Awaitable[object]:
-        call.waiter = future = asyncio.get_running_loop().create_future()
-        return future
+    def set_waiter(self, call: _Call[Any]) -> None:
+        call.waiter = asyncio.get_running_loop().create_future()
+
+    def wait(self, call: _Call[Any]) -> "asyncio.Future[None]":
+        waiter: asyncio.Future[None] = call.waiter
+        return waiter
 
     def wake(self) -> None:
         loop = self.loop()
@@ -440,18 +477,26 @@ class _AsyncioPortal(_Portal):
         if not waiter.done():
             waiter.set_result(None)
 
+    def is_closed(self) -> bool:
+        loop = self.loop()
+        return loop is None or loop.is_closed()
+
 
 class _TrioPortal(_Portal):
     """trio, whose token stands for the loop."""
 
-    def start_waiting(self, call: _Call[Any]) -> Awaitable[object]:
+    def set_waiter(self, call: _Call[Any]) -> None:
+        import trio
+
+        call.waiter = trio.lowlevel.current_task()
+
+    def wait(self, call: _Call[Any]) -> Awaitable[object]:
         import trio
 
         def abort(_: object) -> trio.lowlevel.Abort:
             call.waiter = None
             return trio.lowlevel.Abort.SUCCEEDED
 
-        call.waiter = trio.lowlevel.current_task()
         return trio.lowlevel.wait_task_rescheduled(abort)
 
     def wake(self) -> None:
@@ -464,6 +509,9 @@ class _TrioPortal(_Portal):
         import trio
 
         trio.lowlevel.reschedule(waiter)
+
+    def is_closed(self) -> bool:
+        return False  # a trio run does not end before its tasks
 
 
 class _Portals(threading.local):
@@ -491,13 +539,18 @@ os.register_at_fork(after_in_child=_start_empty)
 def _portal() -> _Portal:
     """The portal of the running event loop. RuntimeError if there is none."""
     # Who uses trio has imported it; who does not is spared the time.
-    trio: Any = sys.modules.get("trio")
-    in_trio = trio is not None and trio.lowlevel.in_trio_task()
-    loop = trio.lowlevel.current_trio_token() if in_trio else asyncio.get_running_loop()
+    # (Another thread may be importing it right now.)
+    lowlevel: Any = getattr(sys.modules.get("trio"), "lowlevel", None)
+    in_trio = lowlevel is not None and lowlevel.in_trio_task()
+    loop = lowlevel.current_trio_token() if in_trio else asyncio.get_running_loop()
     portal = _portals.last
     if portal is None or portal.loop() is not loop:
         portal = _portals.all.get(loop)
         if portal is None:
+            for other in list(_portals.all.values()):
+                if other.is_closed():
+                    # Its last results were on their way, and hold the loop they cannot reach.
+                    other.drop()
             portal = _TrioPortal(loop) if in_trio else _AsyncioPortal(loop)
             _portals.all[loop] = portal
         _portals.last = portal
@@ -520,15 +573,18 @@ def set_thread_limit(limit: int) -> int:
 
 
 async def _finish(portal: _Portal, call: _Call[T], grace: Callable[[_Call[Any]], float]) -> T:
-    waiting = portal.start_waiting(call)
+    portal.set_waiter(call)
     try:
         portal.submit(call)
-        await waiting
+        await portal.wait(call)
     except GeneratorExit:
         # Closed, perhaps by the garbage collector inside of anything: no lock may be taken here.
-        _pool.inbox.put(functools.partial(portal.abandon, call))
+        if portal.pid == os.getpid():
+            _pool.inbox.put(functools.partial(portal.abandon, call))
         raise
     except BaseException:
+        if portal.pid != os.getpid():
+            raise  # in a forked child: the call is the parent's, and so is the lock
         try:
             if not portal.withdraw(call):
                 await _linger(portal, call, grace(call))
@@ -549,11 +605,11 @@ async def _linger(portal: _Portal, call: _Call[Any], seconds: float) -> None:
     """Wait for a call that runs, deaf to further cancellation, but not for long."""
     deadline = anyio.current_time() + seconds
     while (left := deadline - anyio.current_time()) > 0:
-        if (waiting := portal.wait_again(call)) is None:
+        if not portal.wait_again(call):
             return
         try:
             with anyio.move_on_after(left, shield=True):
-                await waiting
+                await portal.wait(call)
         except anyio.get_cancelled_exc_class():
             pass  # Task.cancel() knows no shields
 

@@ -54,16 +54,22 @@ class _MountIterator(AsyncIterator[StatmountResult]):
         self._batches = batches
         self._mnt_ns = mnt_ns
         self._batch: Iterator[StatmountResult] = iter(())
+        self._asking = False
 
     async def __anext__(self) -> StatmountResult:
         for mount in self._batch:
             return mount
+        if self._asking:
+            raise RuntimeError("another task is waiting for the next item of this iterator")
+        self._asking = True
         try:
             self._batch = iter(await _next_batch(self._batches, mnt_ns=self._mnt_ns))
         except BaseException:
             # A worker may have taken a batch that nobody got: to go on would leave a gap.
             self._batches = iter(())
             raise
+        finally:
+            self._asking = False
         for mount in self._batch:
             return mount
         raise StopAsyncIteration
@@ -80,7 +86,8 @@ def iter_mount(
     """The mounts that :func:`listmount` lists, each described as :func:`statmount` does.
 
     A mount that vanishes meanwhile is left out. A worker thread is asked once for every few hundred
-    mounts. Raises what those two raise, at the first item.
+    mounts. Raises what those two raise, when the iteration comes to it, and :exc:`RuntimeError` to
+    a second task that asks for an item while the first still waits. A cancelled iteration is over.
     """
     batches = mount_batches(mnt_id, last_mnt_id, reverse, statmount_flags, mnt_ns=mnt_ns)
     return _MountIterator(batches, mnt_ns)

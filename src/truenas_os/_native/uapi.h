@@ -8,8 +8,10 @@
 #ifndef TOS_UAPI_H
 #define TOS_UAPI_H
 
+#include <fcntl.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 
 #if defined(__alpha__) || defined(__mips__) || defined(__ia64__) || \
@@ -39,7 +41,7 @@ struct tos_open_how {
 };
 _Static_assert(sizeof(struct tos_open_how) == 24, "struct open_how");
 
-#define TOS_O_CLOEXEC 02000000
+#define TOS_O_CLOEXEC O_CLOEXEC
 
 /* statx(2) */
 struct tos_statx_timestamp {
@@ -149,8 +151,8 @@ _Static_assert(offsetof(struct tos_statmount, spare) == 168, "struct statmount")
 #define TOS_STATMOUNT_MNT_UIDMAP 0x2000ULL
 #define TOS_STATMOUNT_MNT_GIDMAP 0x4000ULL
 
-/* ioctl(2) on a mount namespace: _IOR(0xb7, 5, __u64) */
-#define TOS_NS_GET_MNTNS_ID 0x8008b705UL
+/* ioctl(2) on a mount namespace */
+#define TOS_NS_GET_MNTNS_ID _IOR(0xb7, 5, uint64_t)
 
 /* name_to_handle_at(2), open_by_handle_at(2) */
 struct tos_file_handle {

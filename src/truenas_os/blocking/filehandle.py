@@ -77,7 +77,8 @@ class fhandle(HandleContent):
 
     Raises :exc:`ValueError` for malformed *handle_bytes*; :exc:`OSError` with EOPNOTSUPP where the
     filesystem has no handles (some have them with ``FH_AT_HANDLE_FID``, for comparing only), EINVAL
-    for flags that exclude each other, ENOENT, and so on. Linux 2.6.39; with a mount id 6.8.
+    for flags that exclude each other, ENOENT, and so on. Linux 5.6; before 6.8 without a
+    mount id.
     """
 
     __slots__ = ()

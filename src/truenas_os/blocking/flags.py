@@ -348,6 +348,7 @@ class MoveMountFlag(IntFlag):
     T_EMPTY_PATH = 0x40
     SET_GROUP = 0x100  # Linux 5.15
     BENEATH = 0x200  # Linux 6.5
+    MASK = 0x377  # all of them
 
 
 MOVE_MOUNT_F_SYMLINKS: Final = MoveMountFlag.F_SYMLINKS
@@ -358,6 +359,7 @@ MOVE_MOUNT_T_AUTOMOUNTS: Final = MoveMountFlag.T_AUTOMOUNTS
 MOVE_MOUNT_T_EMPTY_PATH: Final = MoveMountFlag.T_EMPTY_PATH
 MOVE_MOUNT_SET_GROUP: Final = MoveMountFlag.SET_GROUP
 MOVE_MOUNT_BENEATH: Final = MoveMountFlag.BENEATH
+MOVE_MOUNT__MASK: Final = MoveMountFlag.MASK
 
 
 class OpenTreeFlag(IntFlag):
@@ -508,6 +510,7 @@ __all__ = [
     "MOVE_MOUNT_T_AUTOMOUNTS",
     "MOVE_MOUNT_T_EMPTY_PATH",
     "MOVE_MOUNT_T_SYMLINKS",
+    "MOVE_MOUNT__MASK",
     "MS_ACTIVE",
     "MS_BIND",
     "MS_BORN",

@@ -67,7 +67,7 @@ class StatmountBatches:
         """The next few hundred mounts, or those of them that still exist."""
         batch = self._batch
         ids = self._ids + self._done
-        mask = self._mask | StatmountMask.SUPPORTED_MASK
+        mask = self._mask | StatmountMask.SUPPORTED_MASK.value
         while (ret := lib.tos_statmounts(*self._ns, ids, self.left, mask, batch)) < 0:
             if ret == -errno.EOVERFLOW and batch.scratch_size < _LAST_SIZE:
                 self._allocate(2 * batch.scratch_size)

@@ -50,10 +50,10 @@ def listmount(
     Ids are given when a mount is created, not when it is attached.
 
     Raises :exc:`OSError`: ENOENT (no such mount), EPERM (not reachable from this process's root),
-    EINVAL (*last_mnt_id* is no unique id, or *mnt_ns* no mount namespace).
+    EINVAL (*mnt_id* or *last_mnt_id* is no unique id, or *mnt_ns* no mount namespace).
     :manpage:`listmount(2)`. Linux 6.8; *mnt_ns* 6.11.
     """
-    ns = _namespace(mnt_ns)
+    ns = _namespace("listmount", mnt_ns)
     flags = int(LISTMOUNT_REVERSE) if reverse else 0
     notes = id_notes(*(id_ for id_ in (mnt_id, last_mnt_id) if id_ not in (0, LSMT_ROOT)))
     ids: list[int] = []
@@ -81,7 +81,7 @@ def statmount(
     Raises :exc:`OSError`: ENOENT (no such mount; detached ones are not seen), EPERM (not reachable
     from this process's root). :manpage:`statmount(2)`. Linux 6.8; *mnt_ns* 6.11.
     """
-    found = StatmountBatches([mnt_id], mask, _namespace(mnt_ns)).next_batch()
+    found = StatmountBatches([mnt_id], mask, _namespace("statmount", mnt_ns)).next_batch()
     if not found:
         check(-errno.ENOENT, "statmount", notes=id_notes(mnt_id))
     return found[0]
@@ -97,7 +97,8 @@ def iter_mount(
 ) -> Iterator[StatmountResult]:
     """The mounts that :func:`listmount` lists, each described as :func:`statmount` does.
 
-    A mount that vanishes meanwhile is left out. Raises what those two raise, at the first item.
+    A mount that vanishes meanwhile is left out. Raises what those two raise, when the iteration
+    comes to it.
     """
     for batch in mount_batches(mnt_id, last_mnt_id, reverse, statmount_flags, mnt_ns=mnt_ns):
         yield from batch
@@ -113,7 +114,7 @@ def mount_batches(
 ) -> Iterator[list[StatmountResult]]:
     """What :func:`iter_mount` iterates over, in non-empty lists of up to a few hundred."""
     ids = listmount(mnt_id, last_mnt_id, reverse, mnt_ns=mnt_ns)
-    batches = StatmountBatches(ids, mask, _namespace(mnt_ns))
+    batches = StatmountBatches(ids, mask, _namespace("statmount", mnt_ns))
     while batches.left:
         if batch := batches.next_batch():
             yield batch
@@ -124,11 +125,12 @@ def open_mount_by_id(mount_id: int, flags: int = os.O_DIRECTORY) -> Fd:
 
     There is no such system call: the mount point that :manpage:`statmount(2)` reports is opened
     without following a symlink, however long it is, and the unique mount id of the result is
-    verified before it is opened with *flags* (``os.O_*``).
+    verified before it is opened with *flags* (``os.O_*``). A mount whose root is no directory is
+    opened through /proc/self/fd.
 
     Raises :exc:`FileNotFoundError` if no such mount is visible from this process's root, and
-    :exc:`OSError` with ESTALE if another mount covers it or its mount point changed meanwhile. The
-    descriptor is close-on-exec. Linux 6.8.
+    :exc:`OSError` with ESTALE if another mount covers it or its mount point changed meanwhile, and
+    what :func:`openat2` raises. The descriptor is close-on-exec. Linux 6.8.
     """
     mnt_point = statmount(mount_id, STATMOUNT_MNT_POINT).mnt_point
     if mnt_point is None:
@@ -138,6 +140,7 @@ def open_mount_by_id(mount_id: int, flags: int = os.O_DIRECTORY) -> Fd:
     except OSError as error:
         # The path was right a moment ago: what is wrong with it now is a race.
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            error.filename = mnt_point
             raise
         raise _lost(errno.ESTALE, mount_id, mnt_point, error.strerror) from error
     with root:
@@ -208,26 +211,27 @@ def _reopen(root: Fd, found: StatxResult, flags: int, name: str) -> Fd:
             return openat2(root, ".", flags)
         return openat2(AT_FDCWD, f"/proc/self/fd/{root}", flags & ~os.O_NOFOLLOW)
     except OSError as error:
+        if error.errno == errno.ENOENT:
+            error.add_note("what is no directory is opened through /proc/self/fd, which is missing")
         error.filename = name
         raise
 
 
-def _namespace(mnt_ns: FileDescriptorLike | None) -> tuple[int, int]:
+def _namespace(call: str, mnt_ns: FileDescriptorLike | None) -> tuple[int, int]:
     """How a request names a mount namespace: by descriptor, or, before Linux 6.18, by its id."""
     if mnt_ns is None:
         return 0, 0
     fd = fileno(mnt_ns)
     page = ffi.new("uint64_t[]", 1)
-    # In a request the descriptor 0 means that there is none. Of a wrong one, ioctl says more.
-    wrong = (-errno.EBADF, -errno.EINVAL)
-    if fd != 0 and lib.tos_listmount(fd, 0, LSMT_ROOT, 0, 0, page, 1) not in wrong:
+    ret = -errno.EINVAL
+    if fd != 0:  # in a request, that means that there is none
+        while (ret := lib.tos_listmount(fd, 0, LSMT_ROOT, 0, 0, page, 1)) == -errno.EINTR:
+            pass
+    if ret not in (-errno.EBADF, -errno.EINVAL):
         return fd, 0
     while (ret := lib.tos_mnt_ns_id(fd, page)) < 0:
-        check(
-            -errno.EINVAL if ret == -errno.ENOTTY else ret,
-            "listmount",
-            fd,
-            dirfds=(fd,),
-            notes=("mnt_ns must be an open /proc/PID/ns/mnt, and needs Linux 6.11",),
-        )
+        if ret in (-errno.ENOTTY, -errno.EINVAL):
+            note = "mnt_ns must be an open /proc/PID/ns/mnt, and needs Linux 6.11"
+            check(-errno.EINVAL, call, fd, dirfds=(fd,), notes=(note,))
+        check(ret, call, fd, dirfds=(fd,))
     return 0, page[0]

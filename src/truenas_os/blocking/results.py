@@ -16,8 +16,9 @@ class IdmapMapping(NamedTuple):
 class StatmountResult(NamedTuple):
     """What the kernel says of one mount; see :manpage:`statmount(2)`.
 
-    A field that was not asked for, or that the running kernel does not know, is None. A text or a
-    list that is empty reads as ``''`` or ``()``.
+    A field that was not asked for, or that the running kernel does not know, is None. So is a
+    ``mnt_point``, ``mnt_root``, ``sb_source`` or ``fs_type`` that the kernel has no value for; of
+    the other texts and of the lists, what is empty reads as ``''`` or ``()``.
     """
 
     mnt_id: int | None
