@@ -4,7 +4,7 @@
 import errno
 from collections.abc import Iterable, Sequence
 from functools import partial, reduce
-from itertools import islice, repeat
+from itertools import accumulate, islice, pairwise, repeat
 from operator import and_, or_
 from typing import Any
 
@@ -163,18 +163,20 @@ def _split(area: Any, length: int) -> list[str]:
 
 
 def _list_columns(batch: Any) -> dict[str, Iterable[tuple[Any, ...]]]:
-    elements = iter(_split(batch.lists, batch.lists_len))
+    elements = _split(batch.lists, batch.lists_len)
     counts = [_column(batch, index) for _, index in _LISTS.values()]
     if not any(map(any, counts[1:])):
         # Options and nothing else, as nearly always.
-        opts: list[tuple[Any, ...]] = [tuple(islice(elements, n)) for n in counts[0]]
+        ends = [0, *accumulate(counts[0])]
+        opts: list[tuple[Any, ...]] = [tuple(elements[a:b]) for a, b in pairwise(ends)]
         return dict(zip(_LISTS, (opts, *[repeat(())] * 3), strict=True))
+    each = iter(elements)
     rows = [
         (
-            tuple(islice(elements, n_opt)),
-            tuple(islice(elements, n_sec)),
-            tuple(map(_mapping, islice(elements, n_uid))),
-            tuple(map(_mapping, islice(elements, n_gid))),
+            tuple(islice(each, n_opt)),
+            tuple(islice(each, n_sec)),
+            tuple(map(_mapping, islice(each, n_uid))),
+            tuple(map(_mapping, islice(each, n_gid))),
         )
         for n_opt, n_sec, n_uid, n_gid in zip(*counts, strict=True)
     ]
