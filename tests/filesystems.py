@@ -81,3 +81,11 @@ def filesystem(
 def place(filesystem: Path) -> Path:
     """A new directory on the filesystem."""
     return Path(tempfile.mkdtemp(dir=filesystem))
+
+
+def written(path: Path, content: bytes = b"content") -> Path:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # or st_blocks changes while it is looked at
+    return path

@@ -11,7 +11,7 @@ from pathlib import Path
 import faults
 import pytest
 from faces import every_face, on_both_faces, opened
-from filesystems import IS_ROOT, needs_root
+from filesystems import IS_ROOT, needs_root, written
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel import fdinfo_mnt_id, mnt_id_old
@@ -25,8 +25,6 @@ from truenas_os.blocking import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     RENAME_WHITEOUT,
-    RESOLVE_BENEATH,
-    RESOLVE_IN_ROOT,
     STATX_ATTR_APPEND,
     STATX_ATTR_IMMUTABLE,
     STATX_ATTR_MOUNT_ROOT,
@@ -35,19 +33,6 @@ from truenas_os.blocking import (
     STATX_MNT_ID,
     STATX_MNT_ID_UNIQUE,
 )
-
-SCOPED = pytest.mark.parametrize(
-    "resolve", [RESOLVE_BENEATH, RESOLVE_IN_ROOT], ids=["BENEATH", "IN_ROOT"]
-)
-
-
-def written(path: Path, content: bytes = b"content") -> Path:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # or st_blocks changes while it is looked at
-    return path
-
 
 # -- statx ---------------------------------------------------------------------------------------
 

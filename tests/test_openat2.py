@@ -15,6 +15,7 @@ import kernel
 import pytest
 from faces import on_both_faces, opened
 from faults import failing_counted
+from filesystems import written
 
 from truenas_os.blocking import (
     AT_FDCWD,
@@ -29,14 +30,6 @@ from truenas_os.blocking import (
 SCOPED = pytest.mark.parametrize(
     "resolve", [RESOLVE_BENEATH, RESOLVE_IN_ROOT], ids=["BENEATH", "IN_ROOT"]
 )
-
-
-def written(path: Path, content: bytes = b"content") -> Path:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # or st_blocks changes while it is looked at
-    return path
 
 
 # -- openat2 -------------------------------------------------------------------------------------

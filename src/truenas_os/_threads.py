@@ -380,10 +380,11 @@ class _Portal:
         return call
 
     def _to_be_woken(self, now: float | None) -> bool:
-        """Whether finished calls are to be delivered now. While more wait, and the supervisor
-        watches that they do not wait long, one wake-up may serve many."""
+        """Whether finished calls are to be delivered, at the time *now* at which another begins."""
         if not self.done or (self.waking and not self.is_closed()):
             return False
+        # While more wait, and the supervisor sees to it that it does not last, one wake-up may
+        # serve many.
         if now is not None and self.queue and self.watched and now - self.woken < _GATHER:
             return False
         self.waking = True
