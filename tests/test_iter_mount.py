@@ -125,23 +125,16 @@ async def test_a_listing_that_was_left_goes_on_where_it_was_left(many):
 
 
 @pytest.mark.anyio
-async def test_a_listing_that_was_cancelled_does_not_go_on_with_a_gap(many):
-    ids = sorted(id_of(many / str(number)) for number in range(4200))
+async def test_a_listing_that_was_cancelled_is_over_and_has_no_gap(many):
     listing = truenas_os.iter_mount(id_of(many))
     with faults.stopped("statmount") as stop:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(anext, listing)
             await anyio.to_thread.run_sync(stop.wait_reached)
             tasks.cancel_scope.cancel()
+        # The abandoned call is still under way, with a batch that nobody will get.
+        assert [m async for m in listing] == []
         stop.go()
-        while True:
-            try:
-                rest = [m.mnt_id async for m in listing]
-                break
-            except ValueError:  # the abandoned call is still under way
-                await anyio.sleep(0.01)
-    # It may end there, as a cancelled generator does, or go on as if nothing had happened.
-    assert rest in ([], ids)
 
 
 @pytest.mark.anyio
