@@ -70,7 +70,9 @@ class Stopped:
 
     def close(self) -> None:
         # Whoever was told to go is to have read it before the pipe's number is used again.
+        deadline = time.monotonic() + 30
         while select.select([self.go_fd], [], [], 0)[0]:
+            assert time.monotonic() < deadline, "nobody has taken the permission to go on"
             time.sleep(0.001)
         for fd in (self._reached, self.reached_fd, self.go_fd, self._go):
             os.close(fd)

@@ -16,6 +16,8 @@ import anyio.lowlevel
 import kernel
 import pytest
 
+from truenas_os import _threads
+
 # Without the promise these tests would wait for ever; no machine is so slow that it needs this.
 AMPLE = 30
 
@@ -33,12 +35,17 @@ async def fds_return_to(before):
     await until(lambda: kernel.open_fds().keys() == before.keys(), "the old set of descriptors")
 
 
+def wait_until(condition, what="the condition"):
+    """Like :func:`until`, without an event loop."""
+    deadline = time.monotonic() + AMPLE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come true"
+        time.sleep(0.002)
+
+
 def fds_return_without_a_loop_to(before):
     gc.collect()
-    deadline = time.monotonic() + AMPLE
-    while kernel.open_fds().keys() != before.keys() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    assert kernel.open_fds() == before
+    wait_until(lambda: kernel.open_fds().keys() == before.keys(), "the old set of descriptors")
 
 
 def run_python(program, *args, timeout=AMPLE):
@@ -54,6 +61,13 @@ def run_python(program, *args, timeout=AMPLE):
 def open_writer(path):
     """Let every open of the FIFO's other end that waits return; closed by the caller."""
     return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+
+
+async def let_go(path):
+    """Hold the FIFO's other end open until no worker of this event loop is busy any more."""
+    both = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    await until(lambda: not _threads._portal().workers, "the end of every call")
+    os.close(both)
 
 
 def in_fifo_open():

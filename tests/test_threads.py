@@ -26,10 +26,12 @@ from stuck import (
     Gauge,
     fds_return_without_a_loop_to,
     in_fifo_open,
+    let_go,
     open_writer,
     run_python,
     until,
     wait_channels,
+    wait_until,
 )
 
 import truenas_os
@@ -46,7 +48,7 @@ async def test_two_hundred_stuck_calls_do_not_hold_up_the_next(fifo):
             result = await truenas_os.statx(AT_FDCWD, "/")
         assert result.stx_ino == os.stat("/").st_ino
         group.cancel_scope.cancel()
-    os.close(open_writer(fifo))
+    await let_go(fifo)
 
 
 @pytest.mark.anyio
@@ -229,16 +231,14 @@ async def test_an_exception_of_the_call_has_no_reference_cycle():
 def test_a_loop_that_ends_while_a_call_is_stuck_leaks_nothing(fifo, loop_factory):
     async def main():
         task = asyncio.create_task(truenas_os.openat2(AT_FDCWD, fifo, os.O_RDONLY))
-        while not in_fifo_open():
-            await asyncio.sleep(0.002)
+        await until(in_fifo_open)
         del task
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())
     before = kernel.open_fds()
     writer = open_writer(fifo)
-    while in_fifo_open():
-        time.sleep(0.002)
+    wait_until(lambda: not in_fifo_open())
     os.close(writer)
     fds_return_without_a_loop_to(before)
 
@@ -248,12 +248,10 @@ def test_a_loop_that_is_closed_with_a_call_running_leaks_nothing(fifo):
     before = kernel.open_fds()
     loop = asyncio.new_event_loop()
     task = loop.create_task(truenas_os.openat2(AT_FDCWD, fifo, os.O_RDONLY))
-    while not in_fifo_open():
-        loop.run_until_complete(asyncio.sleep(0.002))
+    loop.run_until_complete(until(in_fifo_open))
     loop.close()
     writer = open_writer(fifo)
-    while in_fifo_open():
-        time.sleep(0.002)
+    wait_until(lambda: not in_fifo_open())
     os.close(writer)
     task._log_destroy_pending = False
     del task, loop
@@ -266,8 +264,7 @@ def test_a_coroutine_that_is_closed_leaks_nothing(fifo):
     async def main():
         call = truenas_os.openat2(AT_FDCWD, fifo, os.O_RDONLY)
         call.send(None)
-        while not in_fifo_open():
-            await asyncio.sleep(0.002)
+        await until(in_fifo_open)
         call.close()
         writer = open_writer(fifo)
         await until(lambda: not in_fifo_open())
@@ -512,7 +509,7 @@ async def test_lowering_the_limit_below_what_runs_strands_no_call(fifo):
             group.cancel_scope.cancel()
     finally:
         truenas_os.set_thread_limit(old)
-    os.close(open_writer(fifo))
+    await let_go(fifo)
 
 
 def test_an_event_loop_runs_while_another_thread_imports_trio(monkeypatch):
@@ -538,12 +535,11 @@ def test_late_descriptors_of_a_closed_loop_are_closed_by_workers(loop_factory, m
         loop = loop_factory()
         with faults.stopped("openat2", times=2) as stop:
             tasks = [loop.create_task(opening(AT_FDCWD, "/", os.O_PATH)) for _ in range(2)]
-            while not stop.reached(2):
-                loop.run_until_complete(asyncio.sleep(0.001))
+            loop.run_until_complete(until(lambda: stop.reached(2)))
             waiting = kernel.open_fds()
             stop.go(1)
-            while not kernel.open_fds().keys() - waiting.keys():
-                time.sleep(0.001)  # the first result sets out, and the loop does not run
+            # The first result sets out, and the loop does not run.
+            wait_until(lambda: kernel.open_fds().keys() - waiting.keys())
             loop.close()
             stop.go(1)
         for task in tasks:
