@@ -4,11 +4,13 @@
 Run as ``python benchmarks/mounts.py [MOUNTS]``; it begins again in a mount namespace of its own.
 """
 
+import contextlib
 import ctypes
 import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import psutil
@@ -72,16 +74,21 @@ def split() -> list[list[str]]:
         return [line.split(" ") for line in file]
 
 
-def make_mounts(count: int) -> None:
+@contextlib.contextmanager
+def mounts(count: int) -> Iterator[None]:
+    """So many tmpfs, on directories of one more."""
     libc = ctypes.CDLL(None, use_errno=True)
-    directory = tempfile.mkdtemp()
-    for number in range(-1, count):
-        # The first holds the mount points, and goes with the namespace.
-        target = directory if number < 0 else os.path.join(directory, str(number))
-        if number >= 0:
-            os.mkdir(target)
-        if libc.mount(b"tmpfs", target.encode(), b"tmpfs", 0, b"size=16M,mode=755") < 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), target)
+    with tempfile.TemporaryDirectory() as directory:
+        for number in range(-1, count):
+            target = directory if number < 0 else os.path.join(directory, str(number))
+            if number >= 0:
+                os.mkdir(target)
+            if libc.mount(b"tmpfs", target.encode(), b"tmpfs", 0, b"size=16M,mode=755") < 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), target)
+        try:
+            yield
+        finally:
+            libc.umount2(directory.encode(), 2)  # MNT_DETACH
 
 
 def main() -> None:
@@ -92,7 +99,11 @@ def main() -> None:
         arguments = ["--mount", "--propagation", "private", "--", sys.executable, *sys.argv]
         os.execvp("unshare", ["unshare", *user, *arguments])
     print(f"Python {sys.version.split()[0]}, Linux {os.uname().release}, {os.cpu_count()} CPUs")
-    make_mounts(count)
+    with mounts(count):
+        measure(count)
+
+
+def measure(count: int) -> None:
     every_field = ~StatmountMask(0)
     compare(
         f"the mount table, {count} mounts "

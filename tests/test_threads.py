@@ -331,11 +331,11 @@ def test_eager_tasks_work():
     assert asyncio.run(main()) == {os.stat("/").st_ino}
 
 
-def test_a_forked_child_starts_with_an_empty_pool():
+def test_a_forked_child_starts_with_an_empty_pool(fifo):
     """The parent has workers, one of them stuck, and a loop; the child has none of that."""
     result = run_python(
         """
-        import asyncio, os, sys, tempfile, warnings
+        import asyncio, os, sys, warnings
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
         import truenas_os
         from truenas_os import _threads
@@ -346,8 +346,7 @@ def test_a_forked_child_starts_with_an_empty_pool():
             assert _threads._pool.size > 0
 
         async def parent():
-            path = os.path.join(tempfile.mkdtemp(), "fifo")
-            os.mkfifo(path)
+            path = sys.argv[1]
             stuck = [
                 asyncio.create_task(truenas_os.openat2(truenas_os.AT_FDCWD, path, os.O_RDONLY))
                 for _ in range(3)
@@ -370,7 +369,8 @@ def test_a_forked_child_starts_with_an_empty_pool():
             return os.waitstatus_to_exitcode(status)
 
         sys.exit(asyncio.run(parent()))
-        """
+        """,
+        str(fifo),
     )
     assert (result.returncode, result.stderr) == (0, "")
 
