@@ -16,6 +16,8 @@ import pytest
 IS_ROOT = Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root outside of any user namespace")
 
+# An ordinary user's PATH may lack the directory of system programs.
+_PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 # The program that makes each one, its Debian package, and the smallest image it takes.
 _IMAGES = {
     "ext4": (["mkfs.ext4", "-q", "-I", "256"], "e2fsprogs", 32 << 20),
@@ -26,7 +28,8 @@ _IMAGES = {
 
 def _require_kernel(fs_type: str) -> None:
     if fs_type not in Path("/proc/filesystems").read_text().split():
-        subprocess.run(["modprobe", "-q", fs_type], check=False)
+        with contextlib.suppress(FileNotFoundError):  # a kernel without modules needs no modprobe
+            subprocess.run(["modprobe", "-q", fs_type], check=False, env={"PATH": _PATH})
     if fs_type not in Path("/proc/filesystems").read_text().split():
         pytest.skip(f"this kernel has no {fs_type}")
 
@@ -35,8 +38,7 @@ def _mount_image(fs_type: str, target: Path, image: Path) -> None:
     mkfs, package, size = _IMAGES[fs_type]
     if not IS_ROOT:
         pytest.skip(f"{fs_type} needs root outside of any user namespace, for a loop device")
-    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    if (program := shutil.which(mkfs[0], path=path)) is None:
+    if (program := shutil.which(mkfs[0], path=_PATH)) is None:
         pytest.skip(f"{mkfs[0]} is missing: install the Debian package {package}")
     _require_kernel(fs_type)
     with image.open("wb") as file:

@@ -31,7 +31,9 @@ def enter(root: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("content\n")
     (root / "tmp" / "old").mkdir()
-    subprocess.run(["pivot_root", root, root / "tmp" / "old"], check=True)
+    # An ordinary user's PATH may lack the directory of system programs.
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    subprocess.run(["pivot_root", root, root / "tmp" / "old"], check=True, env={"PATH": path})
     os.chdir("/")
     kernel.umount("/tmp/old", kernel.MNT_DETACH)
 
