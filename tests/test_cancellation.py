@@ -351,3 +351,41 @@ async def test_calls_that_are_cancelled_at_random_moments_leak_nothing():
             for number in range(50):
                 group.start_soon(open_one, (number + round_) * 0.00004)
     await fds_return_to(before)
+
+
+@pytest.fixture
+def dead_server(mount_dir):
+    """A FUSE filesystem whose server never answers, and the device whose close aborts it."""
+    try:
+        device = open("/dev/fuse", "r+b", buffering=0)
+    except OSError as error:
+        pytest.skip(f"/dev/fuse cannot be opened: {error.strerror}")
+    # Unless it is closed, whoever still waits for the server cannot even be killed.
+    with device:
+        target = mount_dir / "dead"
+        target.mkdir()
+        options = f"fd={device.fileno()},rootmode=40000,user_id=0,group_id=0"
+        kernel.mount("dead", target, "fuse", 0, options.encode())
+        yield target, device
+
+
+@pytest.mark.anyio
+@each_way_to_cancel
+async def test_a_dead_server_holds_up_neither_who_cancels_nor_anybody_else(
+    dead_server, cancelling, anyio_backend
+):
+    target, device = dead_server
+    await truenas_os.statx(AT_FDCWD, "/")
+    portal = _threads._portal()
+    for number in range(5):
+        for ask in (truenas_os.statx, truenas_os.openat2):
+            stuck = len(portal.workers)
+            await cancelling(
+                lambda ask=ask, number=number: ask(AT_FDCWD, target / str(number), 0),
+                lambda stuck=stuck: len(portal.workers) > stuck,
+            )
+        with anyio.fail_after(AMPLE):
+            await truenas_os.statx(AT_FDCWD, "/")
+    assert len(portal.workers) >= 10  # all are still in the kernel
+    device.close()
+    await until(lambda: not portal.workers, "the end of every call")
