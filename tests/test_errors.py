@@ -182,6 +182,16 @@ async def test_the_filename_is_what_os_functions_would_give(face, tmp_path):
 
 
 @on_both_faces
+async def test_an_empty_name_is_named_as_it_is(face, tmp_path):
+    with pytest.raises(FileNotFoundError) as failed:
+        await face.renameat2(AT_FDCWD, "", AT_FDCWD, tmp_path / "new")
+    assert (failed.value.filename, failed.value.filename2) == ("", str(tmp_path / "new"))
+    with pytest.raises(FileNotFoundError) as failed:
+        await face.statx(AT_FDCWD, "")
+    assert failed.value.filename == ""
+
+
+@on_both_faces
 async def test_a_directory_descriptor_that_is_not_open_is_called_so(face):
     number = os.open("/", os.O_PATH)
     os.close(number)

@@ -47,7 +47,7 @@ def _error(
     notes: tuple[str, ...],
 ) -> OSError:
     names = [os.fspath(n) if isinstance(n, os.PathLike) else n for n in (filename, filename2)]
-    if names[0] in ("", b"") and dirfds != (AT_FDCWD,):
+    if names[0] in ("", b"") and len(dirfds) == 1 and fileno(dirfds[0]) != AT_FDCWD:
         names[0] = fileno(dirfds[0])  # what an empty path with a descriptor stands for
     about = () if filename is None else (names[0], None, names[1])
     error = OSError(code, os.strerror(code), *about)
