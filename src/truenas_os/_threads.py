@@ -155,7 +155,7 @@ class _Pool:
         self.idle: list[_Worker] = []
         # Portals to watch, and functions to call. A SimpleQueue can be put to from anywhere, even
         # from a finalizer that runs while this very thread holds a lock.
-        self.inbox: SimpleQueue[_Portal | Callable[[], None]] = SimpleQueue()
+        self.inbox: SimpleQueue[_Portal | Callable[[], object]] = SimpleQueue()
         self.supervisor: threading.Thread | None = None
 
     def worker(self) -> _Worker | None:
@@ -289,21 +289,25 @@ class _Portal:
             return True
 
     def wait_again(self, call: _Call[Any]) -> bool:
-        """Make the current task the waiter again; False if the call does not run any more."""
+        """Make the current task the waiter again; False if there is nothing to wait for."""
         with self.lock:
-            if call.state == _RUNNING:
+            pending = call.state in (_QUEUED, _RUNNING)
+            if pending:
                 self.set_waiter(call)
-            return call.state == _RUNNING
+            return pending
 
-    def abandon(self, call: _Call[Any]) -> None:
-        """Nobody waits for *call* any more."""
+    def abandon(self, call: _Call[Any]) -> _Call[Any] | None:
+        """Nobody waits for *call* any more. The result is the call that undoes it, if any."""
         with self.lock:
             call.waiter = None
             finished = call.state == _DONE
             if not (call.certain and call.state == _QUEUED):
                 call.state = _GONE
-        if finished and call.late is not None and call.error is None:
-            self.submit(_Call(call.dispose, (), {}, certain=True))
+        if not finished or call.late is None or call.error is not None:
+            return None
+        undoing = _Call(call.dispose, (), {}, certain=True)
+        self.submit(undoing)
+        return undoing
 
     # On any thread.
 
@@ -586,11 +590,16 @@ async def _finish(portal: _Portal, call: _Call[T], grace: Callable[[_Call[Any]],
     except BaseException:
         if portal.pid != os.getpid():
             raise  # in a forked child: the call is the parent's, and so is the lock
+        seconds = 0.0
         try:
             if not portal.withdraw(call):
-                await _linger(portal, call, grace(call))
+                seconds = grace(call)
+                await _linger(portal, call, seconds)
         finally:
-            portal.abandon(call)
+            undoing = portal.abandon(call)
+        if undoing is not None:
+            await _linger(portal, undoing, seconds)
+            portal.abandon(undoing)
         raise
     # The error's traceback leads to frames that lead to the call: do not make it a cycle.
     error, call.error = call.error, None
@@ -620,12 +629,13 @@ async def offload(
     *args: Any,
     late: Callable[[T], object] | None = None,
     certain: bool = False,
+    grace: float = 0.0,
 ) -> T:
-    """Call *function* with *args* on a worker thread; when cancelled, abandon it.
+    """Call *function* with *args* on a worker thread; when cancelled, wait *grace* seconds for it.
 
     A call that is *certain* is made even then. A result that nobody receives goes to *late*.
     """
-    return await _finish(_portal(), _Call(function, args, {}, late, certain), _no_grace)
+    return await _finish(_portal(), _Call(function, args, {}, late, certain), lambda _: grace)
 
 
 def in_thread(
@@ -645,19 +655,20 @@ def in_thread(
     return call
 
 
-def changing(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """The async form of a call that changes something: when cancelled, it is waited for."""
+def changing(
+    function: Callable[P, T], late: Callable[[T], object] | None = None
+) -> Callable[P, Coroutine[Any, Any, T]]:
+    """The async form of a call that changes something: when cancelled, it is waited for.
+
+    A result that nobody receives goes to *late*.
+    """
 
     @functools.wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> T:
         await anyio.lowlevel.checkpoint_if_cancelled()
-        return await _finish(_portal(), _Call(function, args, kwargs), _change_grace)
+        return await _finish(_portal(), _Call(function, args, kwargs, late), _change_grace)
 
     return call
-
-
-def _no_grace(_: _Call[Any]) -> float:
-    return 0.0
 
 
 def _change_grace(_: _Call[Any]) -> float:
