@@ -5,18 +5,31 @@ from pathlib import Path
 
 from cffi import FFI
 
-TOPICS = ("sys", "files", "filehandle", "mounts")
+TOPICS = ("sys", "files", "filehandle", "mounts", "mountapi", "loop", "userns")
 # The system calls made, whose numbers the tests use to make them fail.
 SYSCALLS = (
+    "clone3",
     "close",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
     "ioctl",
     "listmount",
+    "mount_setattr",
+    "move_mount",
     "name_to_handle_at",
     "open_by_handle_at",
+    "open_tree",
+    "open_tree_attr",
     "openat2",
+    "pidfd_send_signal",
+    "read",
     "renameat2",
     "statmount",
     "statx",
+    "umount2",
+    "waitid",
 )
 
 here = Path(__file__).parent

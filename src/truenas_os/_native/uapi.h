@@ -27,11 +27,24 @@
 #define TOS_SYS_ioctl SYS_ioctl
 #define TOS_SYS_name_to_handle_at SYS_name_to_handle_at
 #define TOS_SYS_open_by_handle_at SYS_open_by_handle_at
+#define TOS_SYS_read SYS_read
 #define TOS_SYS_renameat2 SYS_renameat2
 #define TOS_SYS_statx SYS_statx
+#define TOS_SYS_umount2 SYS_umount2
+#define TOS_SYS_waitid SYS_waitid
+#define TOS_SYS_pidfd_send_signal 424
+#define TOS_SYS_open_tree 428
+#define TOS_SYS_move_mount 429
+#define TOS_SYS_fsopen 430
+#define TOS_SYS_fsconfig 431
+#define TOS_SYS_fsmount 432
+#define TOS_SYS_fspick 433
+#define TOS_SYS_clone3 435
 #define TOS_SYS_openat2 437
+#define TOS_SYS_mount_setattr 442
 #define TOS_SYS_statmount 457
 #define TOS_SYS_listmount 458
+#define TOS_SYS_open_tree_attr 467
 
 /* openat2(2) */
 struct tos_open_how {
@@ -164,5 +177,71 @@ _Static_assert(sizeof(struct tos_file_handle) == 8, "struct file_handle");
 
 #define TOS_MAX_HANDLE_SZ 128
 #define TOS_AT_HANDLE_MNT_ID_UNIQUE 0x1
+
+/* fsopen(2), fsmount(2), fspick(2), whose close-on-exec flags are not O_CLOEXEC */
+#define TOS_FSOPEN_CLOEXEC 1
+#define TOS_FSMOUNT_CLOEXEC 1
+#define TOS_FSPICK_CLOEXEC 1
+
+/* mount_setattr(2), open_tree_attr(2) */
+struct tos_mount_attr {
+	uint64_t attr_set;
+	uint64_t attr_clr;
+	uint64_t propagation;
+	uint64_t userns_fd;
+};
+_Static_assert(sizeof(struct tos_mount_attr) == 32, "struct mount_attr");
+
+/* ioctl(2) on /dev/loop-control and on a loop device */
+struct tos_loop_info64 {
+	uint64_t lo_device;
+	uint64_t lo_inode;
+	uint64_t lo_rdevice;
+	uint64_t lo_offset;
+	uint64_t lo_sizelimit;
+	uint32_t lo_number;
+	uint32_t lo_encrypt_type;
+	uint32_t lo_encrypt_key_size;
+	uint32_t lo_flags;
+	uint8_t lo_file_name[64];
+	uint8_t lo_crypt_name[64];
+	uint8_t lo_encrypt_key[32];
+	uint64_t lo_init[2];
+};
+_Static_assert(sizeof(struct tos_loop_info64) == 232, "struct loop_info64");
+
+struct tos_loop_config {
+	uint32_t fd;
+	uint32_t block_size;
+	struct tos_loop_info64 info;
+	uint64_t reserved[8];
+};
+_Static_assert(sizeof(struct tos_loop_config) == 304, "struct loop_config");
+
+#define TOS_LOOP_CTL_GET_FREE 0x4C82
+#define TOS_LOOP_CONFIGURE 0x4C0A
+
+/* clone3(2) */
+struct tos_clone_args {
+	uint64_t flags;
+	uint64_t pidfd;
+	uint64_t child_tid;
+	uint64_t parent_tid;
+	uint64_t exit_signal;
+	uint64_t stack;
+	uint64_t stack_size;
+	uint64_t tls;
+};
+_Static_assert(sizeof(struct tos_clone_args) == 64, "struct clone_args");
+
+#define TOS_CLONE_FILES 0x00000400ULL
+#define TOS_CLONE_PIDFD 0x00001000ULL
+#define TOS_CLONE_NEWUSER 0x10000000ULL
+#define TOS_CLONE_CLEAR_SIGHAND 0x100000000ULL
+
+/* waitid(2) */
+#define TOS_P_PIDFD 3
+#define TOS_WEXITED 0x00000004
+#define TOS___WALL 0x40000000
 
 #endif

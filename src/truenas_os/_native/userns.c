@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: LGPL-3.0-or-later */
+#define _GNU_SOURCE
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "sys.h"
+#include "userns.cdef.h"
+
+/* In the child of a process with threads: nothing but system calls. */
+static void wait_to_be_killed(long parent)
+{
+	syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	/* Who died before that has sent nothing. */
+	while (syscall(SYS_getppid) == parent)
+		syscall(SYS_ppoll, 0, 0, 0, 0, 0);
+	syscall(SYS_exit_group, 0);
+}
+
+int tos_userns_child(int *pidfd)
+{
+	/*
+	 * The table of descriptors is shared, so that the child's end closes nothing: with copies, it
+	 * would flush files, which can hang. Its exit signal is 0, so that no SIGCHLD is sent and no
+	 * wait() of the program meets it.
+	 */
+	struct tos_clone_args args = {
+		.flags = TOS_CLONE_NEWUSER | TOS_CLONE_PIDFD | TOS_CLONE_FILES | TOS_CLONE_CLEAR_SIGHAND,
+		.pidfd = (uint64_t)(uintptr_t)pidfd,
+	};
+	long parent = getpid();
+	long pid = tos_syscall(TOS_SYS_clone3, TOS_ARG(&args), sizeof(args), 0, 0, 0);
+
+	if (pid == 0)
+		wait_to_be_killed(parent);
+	return (int)pid;
+}
+
+int tos_end_child(int pidfd)
+{
+	long ret = tos_syscall(TOS_SYS_pidfd_send_signal, pidfd, SIGKILL, 0, 0, 0);
+
+	if (ret < 0)
+		return (int)ret;
+	return (int)tos_syscall(TOS_SYS_waitid, TOS_P_PIDFD, pidfd, 0, TOS_WEXITED | TOS___WALL, 0);
+}
