@@ -9,9 +9,18 @@ from .flags import AT_FDCWD
 
 # The Linux version that brought each system call.
 _SINCE = {
+    "clone3": "5.3",
+    "fsconfig": "5.2",
+    "fsmount": "5.2",
+    "fsopen": "5.2",
+    "fspick": "5.2",
     "listmount": "6.8",
+    "mount_setattr": "5.12",
+    "move_mount": "5.2",
     "name_to_handle_at": "2.6.39",
     "open_by_handle_at": "2.6.39",
+    "open_tree": "5.2",
+    "open_tree_attr": "6.15",
     "openat2": "5.6",
     "renameat2": "3.15",
     "statmount": "6.8",
