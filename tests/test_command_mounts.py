@@ -110,7 +110,7 @@ def ordered(parents):
         blocking.StatmountResult(**nothing | {"mnt_id": mnt_id, "mnt_parent_id": parent})
         for mnt_id, parent in parents.items()
     ]
-    shown = tree.ordered(mounts, tree.characters("ascii"))
+    shown = TreeOfMounts(mounts).branches(tree.characters("ascii").branches)
     return [(before, mount.mnt_id) for before, mount in shown]
 
 

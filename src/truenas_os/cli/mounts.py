@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from .. import blocking
 from ..blocking import MountAttr, MsFlag, StatmountMask, StatmountResult
+from ..blocking.trees import TreeOfMounts, columns, options
 from .output import encoding_of, escaped, flag_names, is_terminal, write, write_json
-from .tree import Row, characters, ordered, write_tree
+from .tree import Row, characters, write_tree
 
 _HEADER: Final[Row] = ("TARGET", "SOURCE", "FSTYPE", "OPTIONS")
 
@@ -69,24 +70,6 @@ _FLAGS: Final = {
     "supported_mask": StatmountMask,
 }
 
-# In the order of mountinfo; the access time settings are values, not bits.
-_ATTRIBUTES: Final = (
-    (MountAttr.NOSUID, MountAttr.NOSUID, "nosuid"),
-    (MountAttr.NODEV, MountAttr.NODEV, "nodev"),
-    (MountAttr.NOEXEC, MountAttr.NOEXEC, "noexec"),
-    (MountAttr.ATIME_MASK, MountAttr.NOATIME, "noatime"),
-    (MountAttr.NODIRATIME, MountAttr.NODIRATIME, "nodiratime"),
-    (MountAttr.ATIME_MASK, MountAttr.RELATIME, "relatime"),
-    (MountAttr.NOSYMFOLLOW, MountAttr.NOSYMFOLLOW, "nosymfollow"),
-    (MountAttr.IDMAP, MountAttr.IDMAP, "idmapped"),
-)
-_SUPERBLOCK: Final = (
-    (MsFlag.SYNCHRONOUS, "sync"),
-    (MsFlag.DIRSYNC, "dirsync"),
-    (MsFlag.MANDLOCK, "mand"),
-    (MsFlag.LAZYTIME, "lazytime"),
-)
-
 
 def register(commands: "argparse._SubParsersAction[Any]") -> None:
     parser = commands.add_parser(
@@ -122,7 +105,8 @@ def _run(arguments: argparse.Namespace) -> None:
     elif is_terminal():
         escape = partial(escaped, encoding=encoding_of(sys.stdout))
         drawn = characters(encoding_of(sys.stdout))
-        rows = ((before, _row(mount, escape)) for before, mount in ordered(mounts, drawn))
+        branches = TreeOfMounts(mounts).branches(drawn.branches)
+        rows = ((before, _row(mount, escape)) for before, mount in branches)
         write_tree(_HEADER, rows, drawn)
     else:
         escape = partial(escaped, encoding=encoding_of(sys.stdout), also=" ")
@@ -130,39 +114,13 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _row(mount: StatmountResult, escape: Callable[[str], str]) -> Row:
-    source = mount.sb_source or ""
-    if mount.mnt_root not in (None, "/"):
-        source += f"[{mount.mnt_root}]"
-    fs_type = mount.fs_type or ""
-    if mount.fs_subtype:
-        fs_type += f".{mount.fs_subtype}"
-    return (
-        escape(mount.mnt_point or "") or "-",
-        escape(source) or "-",
-        escape(fs_type) or "-",
-        _joined(_options(mount), escape),
-    )
+    target, source, fs_type = (escape(text) or "-" for text in columns(mount))
+    return target, source, fs_type, _joined(options(mount), escape)
 
 
-def _joined(options: Iterable[str], escape: Callable[[str], str]) -> str:
+def _joined(words: Iterable[str], escape: Callable[[str], str]) -> str:
     # A comma inside an option is no separator.
-    return ",".join(escape(option).replace(",", r"\x2c") for option in options)
-
-
-def _options(mount: StatmountResult) -> list[str]:
-    """The options of the mount, of its superblock, and of its file system."""
-    attributes, flags = mount.mnt_attr or 0, mount.sb_flags or 0
-    read_only = attributes & MountAttr.RDONLY or flags & MsFlag.RDONLY
-    own = mount.opt_array
-    if own is None:  # before Linux 6.13
-        own = tuple(filter(None, (mount.mnt_opts or "").split(",")))
-    return [
-        "ro" if read_only else "rw",
-        *(word for bits, value, word in _ATTRIBUTES if attributes & bits == value),
-        *(word for bit, word in _SUPERBLOCK if flags & bit),
-        *(mount.opt_sec_array or ()),
-        *own,
-    ]
+    return ",".join(escape(word).replace(",", r"\x2c") for word in words)
 
 
 def _json_object(mount: StatmountResult, fields: tuple[str, ...]) -> dict[str, object]:

@@ -4,26 +4,22 @@
 import shutil
 import sys
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from ..blocking import StatmountResult
+from ..blocking.trees import BOX, Branches
 from .output import can_encode, write
 
 
 class Characters(NamedTuple):
-    """What a tree is drawn with."""
+    """What a tree is drawn with, and what a text that is cut ends with."""
 
-    child: str
-    last_child: str
-    past: str
-    past_last: str
+    branches: Branches
     ellipsis: str
 
 
-_BOX: Final = Characters("├─", "└─", "│ ", "  ", "…")
-_ASCII: Final = Characters("|-", "`-", "| ", "  ", "...")
+_BOX: Final = Characters(BOX, "…")
+_ASCII: Final = Characters(Branches("|-", "`-", "| ", "  "), "...")
 
 # However long the other columns are, so much of OPTIONS stays.
 _LEAST_OPTIONS = 16
@@ -33,39 +29,7 @@ Row = tuple[str, str, str, str]
 
 def characters(encoding: str) -> Characters:
     """Those of findmnt, in ASCII if *encoding* has no others."""
-    return _BOX if can_encode("".join(_BOX), encoding) else _ASCII
-
-
-def ordered(
-    mounts: Sequence[StatmountResult], drawn: Characters
-) -> Iterator[tuple[str, StatmountResult]]:
-    """Each mount below its parent, with what is drawn before it; siblings stay in order.
-
-    A mount whose parent is not among *mounts* is a root. The mounts are not seen all at one moment:
-    should two that were moved meanwhile name each other as parents, one of them is a root.
-    """
-    known = {mount.mnt_id for mount in mounts}
-    children: dict[int | None, list[StatmountResult]] = defaultdict(list)
-    roots = []
-    for mount in mounts:
-        if mount.mnt_parent_id in known and mount.mnt_parent_id != mount.mnt_id:
-            children[mount.mnt_parent_id].append(mount)
-        else:
-            roots.append(mount)
-    seen: set[int | None] = set()
-    for root in (*roots, *mounts):
-        # A stack of our own: mounts can be stacked deeper than Python calls.
-        stack = [("", "", root)]
-        while stack:
-            before, below, mount = stack.pop()
-            if mount.mnt_id in seen:
-                continue
-            seen.add(mount.mnt_id)
-            yield before, mount
-            branch, under = drawn.last_child, drawn.past_last
-            for child in reversed(children[mount.mnt_id]):
-                stack.append((below + branch, below + under, child))
-                branch, under = drawn.child, drawn.past
+    return _BOX if can_encode("".join(_BOX.branches) + _BOX.ellipsis, encoding) else _ASCII
 
 
 def write_tree(header: Row, rows: Iterable[tuple[str, Row]], drawn: Characters) -> None:
