@@ -19,8 +19,11 @@ from .fds import Fd
 P = ParamSpec("P")
 
 
-def _opening(function: Callable[P, blocking.Fd]) -> Callable[P, Coroutine[Any, Any, Fd]]:
-    open_late_closed = in_thread(function, late=blocking.Fd.close)
+def _opening(
+    function: Callable[P, blocking.Fd],
+    offloaded: Callable[..., Callable[P, Coroutine[Any, Any, blocking.Fd]]] = in_thread,
+) -> Callable[P, Coroutine[Any, Any, Fd]]:
+    open_late_closed = offloaded(function, late=blocking.Fd.close)
 
     @functools.wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> Fd:
@@ -36,6 +39,22 @@ open_mount_by_id: Final = _opening(blocking.open_mount_by_id)
 openat2: Final = _opening(blocking.openat2)
 statx: Final = in_thread(blocking.statx)
 renameat2: Final = changing(blocking.renameat2)
+
+fsopen: Final = _opening(blocking.fsopen)
+fsconfig: Final = changing(blocking.fsconfig)
+fscontext_messages: Final = in_thread(blocking.fscontext_messages)
+fsmount: Final = _opening(blocking.fsmount)
+fspick: Final = _opening(blocking.fspick)
+open_tree: Final = _opening(blocking.open_tree)
+open_tree_attr: Final = _opening(blocking.open_tree_attr, changing)
+move_mount: Final = changing(blocking.move_mount)
+mount_setattr: Final = changing(blocking.mount_setattr)
+umount2: Final = changing(blocking.umount2)
+
+umount: Final = changing(blocking.umount)
+remount: Final = changing(blocking.remount)
+set_attr: Final = changing(blocking.set_attr)
+idmap_userns: Final = _opening(blocking.idmap_userns)
 
 
 @in_thread

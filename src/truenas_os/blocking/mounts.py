@@ -136,7 +136,7 @@ def open_mount_by_id(mount_id: int, flags: int = os.O_DIRECTORY) -> Fd:
     if mnt_point is None:
         raise _lost(errno.ENOENT, mount_id, None, "it cannot be reached from this process's root")
     try:
-        root = _open_long(mnt_point)
+        root = open_long(mnt_point)
     except OSError as error:
         # The path was right a moment ago: what is wrong with it now is a race.
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
@@ -196,7 +196,7 @@ def _lost(code: int, mount_id: int, mnt_point: str | None, why: str | None) -> O
     return error
 
 
-def _open_long(path: str) -> Fd:
+def open_long(path: str) -> Fd:
     """Open an absolute *path* of any length with ``O_PATH``, following no symlink."""
     at = openat2(AT_FDCWD, "/", os.O_PATH | os.O_DIRECTORY)
     for name in filter(None, path.split("/")):

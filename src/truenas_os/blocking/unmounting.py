@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""Unmounting: by path, whole trees, and one mount by its id wherever it is."""
+
+import errno
+import os
+import time
+
+from .arguments import StrOrBytesPath
+from .files import statx
+from .flags import (
+    AT_FDCWD,
+    AT_NO_AUTOMOUNT,
+    AT_STATX_DONT_SYNC,
+    AT_SYMLINK_NOFOLLOW,
+    MNT_DETACH,
+    MNT_EXPIRE,
+    MNT_FORCE,
+    STATMOUNT_MNT_BASIC,
+    STATMOUNT_MNT_POINT,
+    STATX_ATTR_MOUNT_ROOT,
+    STATX_MNT_ID_UNIQUE,
+    UMOUNT_NOFOLLOW,
+)
+from .mountapi import umount2
+from .mounts import listmount, open_long, open_mount_by_id, statmount
+from .trees import mount_tree
+
+# Looking for what is mounted must not wait for a server, nor mount anything.
+_LOOK = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC
+_FEW = 8
+# Seconds for which the end of a block tries again to unmount what it mounted.
+_PATIENCE = 0.5
+# So often a mount is marked that others use before it can be unmounted.
+_MARKS = 100
+# So often a tree is unmounted below which mounts keep appearing.
+_PASSES = 16
+
+
+def umount(
+    target: StrOrBytesPath,
+    *,
+    recursive: bool = False,
+    lazy: bool = False,
+    lazy_fallback: bool = False,
+    force: bool = False,
+) -> None:
+    """Unmount what is on top at *target*; a symlink there is not followed.
+
+    *recursive*: with all mounts below it, as the tree is then, children first. *lazy*: detach it
+    and all mounts below it at once; the kernel unmounts them when nothing uses them any more.
+    *lazy_fallback*: detach so only what is busy because it is in use. *force*: let a network
+    filesystem give up its requests.
+
+    Raises :exc:`OSError` as :func:`umount2` does; an EBUSY that mounts below the target cause has
+    them in a note. If *recursive*, what could not be unmounted is reported in an
+    :exc:`ExceptionGroup` of such errors, each with its mount point. Linux 6.8 for *recursive* and
+    *lazy_fallback*.
+    """
+    if lazy and lazy_fallback:
+        raise ValueError("lazy and lazy_fallback exclude each other")
+    flags = UMOUNT_NOFOLLOW | (MNT_FORCE if force else 0)
+    if lazy:
+        umount2(target, flags | MNT_DETACH)
+    elif recursive:
+        _unmount_tree(target, lazy_fallback, force)
+    else:
+        _unmount_top(target, lazy_fallback, flags)
+
+
+def _unmount_top(target: StrOrBytesPath, lazy_fallback: bool, flags: int) -> None:
+    try:
+        umount2(target, flags)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        mnt_id = _mount_at(target)
+        if not _explained(error, mnt_id) and lazy_fallback:
+            _detach(mnt_id)
+        else:
+            raise
+
+
+def _unmount_tree(target: StrOrBytesPath, lazy_fallback: bool, force: bool) -> None:
+    top = _mount_at(target)
+    for _ in range(_PASSES):
+        tree = mount_tree(mask=STATMOUNT_MNT_BASIC | STATMOUNT_MNT_POINT)
+        if top not in tree:
+            return
+        ids = [top, *(mount.mnt_id or 0 for mount in tree.descendants(top))]
+        errors = []
+        # From parents first to children first.
+        for mnt_id in reversed(ids):
+            try:
+                _unmount_one(mnt_id, lazy_fallback, force)
+            except OSError as error:
+                errors.append(error)
+        if not errors:
+            return
+        if len(errors) == len(ids):
+            break  # nothing to hope for from another look at the tree
+    name = os.fsdecode(target)
+    raise ExceptionGroup(f"{name}: {len(errors)} of {len(ids)} mounts are still there", errors)
+
+
+def _unmount_one(mnt_id: int, lazy_fallback: bool, force: bool) -> None:
+    try:
+        unmount(mnt_id, force=force)
+    except OSError as error:
+        if lazy_fallback and error.errno == errno.EBUSY and not listmount(mnt_id):
+            _detach(mnt_id)
+        else:
+            raise
+
+
+def _mount_at(target: StrOrBytesPath) -> int:
+    found = statx(AT_FDCWD, target, _LOOK, STATX_MNT_ID_UNIQUE)
+    if not found.stx_attributes & STATX_ATTR_MOUNT_ROOT:
+        error = OSError(errno.EINVAL, os.strerror(errno.EINVAL), os.fspath(target))
+        error.add_note("this is no mount point, and a symlink to one is not followed")
+        raise error
+    return found.stx_mnt_id
+
+
+def unmount(mnt_id: int, *, force: bool = False) -> None:
+    """Unmount the mount with that unique id wherever it is; nothing, if it is gone already.
+
+    What was put on top of it or in its place is never unmounted: the kernel marks the mount that is
+    to expire, and unmounts only what it has marked; in between, the mount is looked at by its id.
+
+    Raises :exc:`OSError` as :func:`umount` does.
+    """
+    for attempt in range(_MARKS):
+        try:
+            point = statmount(mnt_id, STATMOUNT_MNT_POINT).mnt_point
+        except FileNotFoundError:
+            return
+        if point is None:
+            why = "it cannot be reached from this process's root"
+            raise _failed(errno.ENOENT, mnt_id, point, why)
+        try:
+            if _unmount_at(point, mnt_id, force):
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # renamed, or gone
+        except OSError as error:
+            error.filename = point
+            _explained(error, mnt_id)
+            raise
+        if attempt > 4:
+            time.sleep(0.001)
+    raise _failed(errno.EBUSY, mnt_id, point, "it is covered, or being used or moved all the time")
+
+
+def _unmount_at(point: str, mnt_id: int, force: bool) -> bool:
+    """Unmount the mount if it is found at *point*; False if it has been used or moved meanwhile."""
+    directory, _, name = point.rpartition("/")
+    with open_long(directory) as parent:
+        found = statx(parent, name or ".", _LOOK, STATX_MNT_ID_UNIQUE)
+        if found.stx_mnt_id != mnt_id:
+            raise _failed(errno.EBUSY, mnt_id, point, f"mount {found.stx_mnt_id} covers it")
+        if os.access("/proc/self/fd", os.F_OK):
+            path = f"/proc/self/fd/{parent}/{name or '.'}"
+        else:
+            path = point
+        if force and point != "/":  # to unmount the root by force would make it read-only
+            # MNT_EXPIRE does not go with it.
+            umount2(path, UMOUNT_NOFOLLOW | MNT_FORCE)
+            return True
+        if _expire(path):
+            return True
+        unchanged = statmount(mnt_id, STATMOUNT_MNT_POINT).mnt_point == point
+        return unchanged and not listmount(mnt_id) and _expire(path)
+
+
+def _expire(path: str) -> bool:
+    try:
+        umount2(path, MNT_EXPIRE | UMOUNT_NOFOLLOW)
+    except BlockingIOError:  # it was not marked; it is now
+        return False
+    return True
+
+
+def _detach(mnt_id: int) -> None:
+    try:
+        root = open_mount_by_id(mnt_id, os.O_PATH)
+    except FileNotFoundError:
+        return  # gone already
+    with root:
+        umount2(f"/proc/self/fd/{root}", MNT_DETACH)
+
+
+def unmount_patiently(mnt_id: int) -> None:
+    """Unmount what a block has mounted.
+
+    A call that was cancelled in the block may use the mount for a moment still, and what failed for
+    want of memory or descriptors may succeed: the error is final when it stays for half a second.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    delay = 0.001
+    while True:
+        try:
+            return unmount(mnt_id)
+        except OSError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(delay)
+        delay = min(2 * delay, 0.05)
+
+
+def _failed(code: int, mnt_id: int, point: str | None, why: str) -> OSError:
+    error = OSError(code, os.strerror(code), point)
+    error.add_note(f"mount {mnt_id} cannot be unmounted: {why}")
+    return error
+
+
+def _explained(error: OSError, mnt_id: int) -> bool:
+    """Whether mounts below it are what makes a mount busy; they are then in a note of *error*."""
+    if error.errno != errno.EBUSY:
+        return False
+    try:
+        below = listmount(mnt_id)
+        points = [statmount(each, STATMOUNT_MNT_POINT).mnt_point or "?" for each in below[:_FEW]]
+    except OSError:
+        return False  # they come and go
+    if below:
+        more = f", and {len(below) - _FEW} more" if len(below) > _FEW else ""
+        error.add_note(f"mounts are below it: {', '.join(points)}{more}")
+    return bool(below)
