@@ -20,6 +20,7 @@ from command_line import (
 )
 
 from truenas_os import blocking
+from truenas_os.blocking.trees import TreeOfMounts
 from truenas_os.cli import main, tree
 from truenas_os.cli.mounts import _json_object
 
