@@ -24,6 +24,7 @@ from .flags import (
     FSCONFIG_SET_STRING,
     FSPICK_NO_AUTOMOUNT,
     FSPICK_SYMLINK_NOFOLLOW,
+    MNT_DETACH,
     MOUNT_ATTR__ATIME,
     MOUNT_ATTR_IDMAP,
     MOUNT_ATTR_RDONLY,
@@ -44,7 +45,9 @@ from .mountapi import (
     mount_setattr,
     move_mount,
     open_tree,
+    umount2,
 )
+from .mounts import listmount
 from .unmounting import unmount_patiently
 from .userns import IdMap, checked_map, idmap_userns
 
@@ -87,7 +90,8 @@ class Mounting(AbstractContextManager[Mount]):
         about: str,
         mkdir: bool = False,
         keep: bool = False,
-        propagation: tuple[int, bool] = (0, False),
+        propagation: int = 0,
+        recursive: bool = False,
     ) -> None:
         path_bytes(target)
         self._make = make
@@ -95,7 +99,8 @@ class Mounting(AbstractContextManager[Mount]):
         self._about = about
         self._mkdir = mkdir
         self._keep = keep
-        self._propagation, self._recursive = propagation
+        self._propagation = propagation
+        self._recursive = recursive
         self._undo: ExitStack | None = None
         self._pid = 0
         self.fd: Fd | None = None
@@ -105,18 +110,24 @@ class Mounting(AbstractContextManager[Mount]):
             raise RuntimeError("this block has begun already")
         with ExitStack() as undo, self._telling():
             if self._mkdir:
-                _make_directories(os.path.abspath(self._target), undo)
+                _make_directories(os.path.join(os.getcwd(), self._target), undo)
             self.fd = fd = self._make()
-            mnt_id: list[int] = []
-            undo.callback(self._unmount, mnt_id)
-            mnt_id.append(statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID_UNIQUE).stx_mnt_id)
-            self._attach(fd)
+            mnt_ids: list[int] = []
+            undo.callback(self._unmount, mnt_ids)
+            mnt_ids.append(statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID_UNIQUE).stx_mnt_id)
+            self._attach(fd, mnt_ids)
             self._pid = os.getpid()
             self._undo = undo.pop_all()
-        return Mount(mnt_id[0], self._target, fd)
+        return Mount(mnt_ids[0], self._target, fd)
 
-    def _attach(self, fd: Fd) -> None:
+    def _attach(self, fd: Fd, mnt_ids: list[int]) -> None:
         move_mount(from_dirfd=fd, from_path="", to_path=self._target, flags=MOVE_MOUNT_F_EMPTY_PATH)
+        if self._recursive:
+            try:
+                mnt_ids += listmount(mnt_ids[0])
+            except OSError:
+                umount2(f"/proc/self/fd/{fd}", MNT_DETACH)  # nobody uses any of them yet
+                raise
         # Once more: below a shared mount, what is attached becomes shared.
         _set_propagation(fd, self._propagation, self._recursive)
 
@@ -132,10 +143,9 @@ class Mounting(AbstractContextManager[Mount]):
             error.add_note(self._about)
             raise
 
-    def _unmount(self, mnt_id: list[int]) -> None:
+    def _unmount(self, mnt_ids: list[int]) -> None:
         self._close()
-        if mnt_id:
-            unmount_patiently(mnt_id[0])
+        unmount_patiently(mnt_ids)
 
     def _close(self) -> None:
         fd, self.fd = self.fd, None
@@ -256,8 +266,9 @@ def bind(
         return tree
 
     about = f"binding {name!r} to {target!r}"
-    whole = propagation, recursive
-    return Mounting(make, target, about=about, keep=keep, propagation=whole)
+    return Mounting(
+        make, target, about=about, keep=keep, propagation=propagation, recursive=recursive
+    )
 
 
 def overlay(

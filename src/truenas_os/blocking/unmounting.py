@@ -4,6 +4,7 @@
 import errno
 import os
 import time
+from collections.abc import Sequence
 
 from .arguments import StrOrBytesPath
 from .files import statx
@@ -15,7 +16,6 @@ from .flags import (
     MNT_DETACH,
     MNT_EXPIRE,
     MNT_FORCE,
-    STATMOUNT_MNT_BASIC,
     STATMOUNT_MNT_POINT,
     STATX_ATTR_MOUNT_ROOT,
     STATX_MNT_ID_UNIQUE,
@@ -83,7 +83,7 @@ def _unmount_top(target: StrOrBytesPath, lazy_fallback: bool, flags: int) -> Non
 def _unmount_tree(target: StrOrBytesPath, lazy_fallback: bool, force: bool) -> None:
     top = _mount_at(target)
     for _ in range(_PASSES):
-        tree = mount_tree(mask=STATMOUNT_MNT_BASIC | STATMOUNT_MNT_POINT)
+        tree = mount_tree(mask=0)
         if top not in tree:
             return
         ids = [top, *(mount.mnt_id or 0 for mount in tree.descendants(top))]
@@ -189,22 +189,32 @@ def _detach(mnt_id: int) -> None:
         umount2(f"/proc/self/fd/{root}", MNT_DETACH)
 
 
-def unmount_patiently(mnt_id: int) -> None:
-    """Unmount what a block has mounted.
+def unmount_patiently(mnt_ids: Sequence[int]) -> None:
+    """Unmount what a block has mounted, these and no others.
 
-    A call that was cancelled in the block may use the mount for a moment still, and what failed for
+    A call that was cancelled in the block may use a mount for a moment still, and what failed for
     want of memory or descriptors may succeed: the error is final when it stays for half a second.
     """
     deadline = time.monotonic() + _PATIENCE
     delay = 0.001
     while True:
         try:
-            return unmount(mnt_id)
+            for mnt_id in _children_first(mnt_ids):
+                unmount(mnt_id)
+            return
         except OSError:
             if time.monotonic() >= deadline:
                 raise
         time.sleep(delay)
         delay = min(2 * delay, 0.05)
+
+
+def _children_first(mnt_ids: Sequence[int]) -> Sequence[int]:
+    if len(mnt_ids) < 2:
+        return mnt_ids
+    tree = mount_tree(mask=0)
+    order = [mount.mnt_id or 0 for mount in tree.depth_first() if mount.mnt_id in mnt_ids]
+    return order[::-1]
 
 
 def _failed(code: int, mnt_id: int, point: str | None, why: str) -> OSError:
