@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: LGPL-3.0-or-later */
+#include <errno.h>
+
 #include "sys.h"
 #include "mountapi.cdef.h"
 
@@ -20,6 +22,14 @@ int tos_fsmount(int fs_fd, unsigned int flags, unsigned int attr_flags)
 int tos_fspick(int dirfd, const char *path, unsigned int flags)
 {
 	return (int)tos_syscall(TOS_SYS_fspick, dirfd, TOS_ARG(path), flags | TOS_FSPICK_CLOEXEC, 0, 0);
+}
+
+int tos_fscontext_check(int fs_fd)
+{
+	/* The kernel looks at the descriptor first: only a context gets as far as to a key nowhere. */
+	int ret = tos_fsconfig(fs_fd, 0, (const char *)1, NULL, 0);
+
+	return ret == -EFAULT ? 0 : ret;
 }
 
 int tos_fscontext_read(int fs_fd, char *line, size_t size)

@@ -14,6 +14,9 @@ int tos_fsmount(int fs_fd, unsigned int flags, unsigned int attr_flags);
 /* fspick(2). */
 int tos_fspick(int dirfd, const char *path, unsigned int flags);
 
+/* 0 if fs_fd is a filesystem context, else -errno (-EINVAL: something else). */
+int tos_fscontext_check(int fs_fd);
+
 /* One line of the log of a filesystem context: its length, or -errno (-ENODATA: no more). */
 int tos_fscontext_read(int fs_fd, char *line, size_t size);
 

@@ -95,7 +95,7 @@ def loop_device(
     The block gets a :class:`LoopDevice`. The device is released when the last one that uses it is
     done with it: the block, or what was mounted from it. *read_only*: nothing is written to the
     file. *offset*: where in the file the device begins, in bytes. *sector_size*: in bytes, a power
-    of two from 512 to the page size; 0 is the kernel's choice.
+    of two from 512 on; 0 is the kernel's choice.
 
     Beginning the block raises :exc:`OSError`: ENOENT (no such file, or no /dev/loop-control),
     EACCES or EPERM (loop devices are for root), EINVAL, EBUSY (64 devices in a row were taken by

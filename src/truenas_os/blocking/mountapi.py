@@ -20,6 +20,7 @@ from .flags import (
     FSCONFIG_SET_PATH_EMPTY,
     FSCONFIG_SET_STRING,
     MOUNT_ATTR_IDMAP,
+    MOVE_MOUNT_F_EMPTY_PATH,
     FsconfigCommand,
 )
 
@@ -45,7 +46,7 @@ def fsopen(*, fs_name: str, flags: int = 0) -> Fd:
     Raises :exc:`OSError` with the name: ENODEV (the kernel has no such filesystem), EPERM.
     :manpage:`fsopen(2)`. Linux 5.2.
     """
-    name = _text("fsopen()", "fs_name", fs_name)
+    name = text_bytes("fsopen()", "fs_name", fs_name)
     while (ret := lib.tos_fsopen(name, flags)) < 0:
         _check(ret, "fsopen", None, filename=fs_name)
     return Fd(ret)
@@ -98,9 +99,12 @@ def fscontext_messages(fs_fd: FileDescriptorLike) -> tuple[str, ...]:
     Raises :exc:`OSError`: EBADF, EINVAL (*fs_fd* is no filesystem context). Linux 5.2.
     """
     fd = fileno(fs_fd)
-    if not _is_context(fd):
-        check(-errno.EINVAL, "read", fd, notes=("this is no filesystem context",))
-    return _messages(fd)
+    if (ret := lib.tos_fscontext_check(fd)) < 0:
+        check(ret, "read", fd, notes=("this is no filesystem context",))
+    lines: list[str] = []
+    if (ret := _read_messages(fd, lines)) < 0:
+        check(ret, "read", fd)
+    return tuple(lines)
 
 
 def fsmount(*, fs_fd: FileDescriptorLike, flags: int = 0, attr_flags: int = 0) -> Fd:
@@ -210,6 +214,14 @@ def move_mount(
         check(ret, "move_mount", source, filename2=target, dirfds=(from_fd, to_fd))
 
 
+def attach(mnt_fd: Fd, target: StrOrBytesPath) -> None:
+    """Attach a detached mount as :func:`move_mount` does, and name only the target in an error."""
+    raw = path_bytes(target)
+    flags = MOVE_MOUNT_F_EMPTY_PATH
+    while (ret := lib.tos_move_mount(mnt_fd, b"", AT_FDCWD, raw, flags)) < 0:
+        check(ret, "move_mount", target)
+
+
 def mount_setattr(
     *,
     path: StrOrBytesPath,
@@ -264,12 +276,13 @@ def fsconfig_arguments(
     name = f"FSCONFIG_{command.name}"
     if not isinstance(aux, int):
         raise TypeError(f"{name}: aux must be an int, not {type(aux).__name__}")
+    aux = fileno(aux)
     if command not in _SETTING:
         _refuse(name, key=key, value=value, aux=aux)
         return ffi.NULL, ffi.NULL, 0
     if key is None:
         raise TypeError(f"{name} needs a key")
-    raw_key = _text(name, "key", key)
+    raw_key = text_bytes(name, "key", key)
     if command == FSCONFIG_SET_FLAG:
         _refuse(name, value=value, aux=aux)
         return raw_key, ffi.NULL, 0
@@ -281,10 +294,12 @@ def fsconfig_arguments(
         return raw_key, *_blob(name, value, aux)
     if command == FSCONFIG_SET_STRING:
         _refuse(name, aux=aux)
-        return raw_key, _text(name, "value", value), 0
+        return raw_key, text_bytes(name, "value", value), 0
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise TypeError(f"{name}: value must be a path, not {type(value).__name__}")
-    return raw_key, path_bytes(value), int(aux) or AT_FDCWD
+    if b"\0" in (path := os.fsencode(value)):
+        raise ValueError(f"{name}: embedded null byte in value")
+    return raw_key, path, aux or AT_FDCWD
 
 
 def _refuse(name: str, **arguments: Any) -> None:
@@ -293,7 +308,8 @@ def _refuse(name: str, **arguments: Any) -> None:
             raise TypeError(f"{name} takes no {argument}")
 
 
-def _text(name: str, argument: str, value: Any) -> bytes:
+def text_bytes(name: str, argument: str, value: Any) -> bytes:
+    """A text that the kernel takes. TypeError, or ValueError for one that it does not take."""
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise TypeError(
             f"{name}: {argument} must be str, bytes or a path, not {type(value).__name__}"
@@ -325,6 +341,8 @@ def _blob(name: str, value: Any, aux: int) -> tuple[Any, int]:
 
 def _descriptor(name: str, value: Any, aux: int) -> int:
     if value is None:
+        if not aux:
+            raise TypeError(f"{name} needs a descriptor as value, or one other than 0 in aux")
         return aux
     if aux:
         raise TypeError(f"{name} takes a descriptor as value or in aux, not both")
@@ -360,23 +378,18 @@ def _check(ret: int, call: str, context: int | None, **about: Any) -> None:
     try:
         check(ret, call, **about)
     except OSError as error:
+        lines: list[str] = []
         # Only a context's log is read: anything else that was passed by mistake is left alone.
-        found = _messages(context) if context is not None and _is_context(context) else ()
-        error.messages = found  # type: ignore[attr-defined]
-        for line in found:
+        if context is not None and lib.tos_fscontext_check(context) == 0:
+            _read_messages(context, lines)  # if that fails, so be it: there is an error to be told
+        error.messages = tuple(lines)  # type: ignore[attr-defined]
+        for line in lines:
             error.add_note(line[2:])
         raise
 
 
-def _is_context(fd: int) -> bool:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[fscontext]"
-    except OSError:
-        return False
-
-
-def _messages(fs_fd: int) -> tuple[str, ...]:
-    lines: list[str] = []
+def _read_messages(fs_fd: int, lines: list[str]) -> int:
+    """Take the lines of the log: 0, or -errno, and *lines* has those before."""
     size = 4096
     line = ffi.new("char[]", size)
     while (ret := lib.tos_fscontext_read(fs_fd, line, size)) != -errno.ENODATA:
@@ -386,5 +399,5 @@ def _messages(fs_fd: int) -> tuple[str, ...]:
             size *= 2
             line = ffi.new("char[]", size)
         elif ret != -errno.EINTR:
-            break  # what was to be explained is worth more than what kept the explanation
-    return tuple(lines)
+            return int(ret)
+    return 0

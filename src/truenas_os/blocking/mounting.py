@@ -28,7 +28,7 @@ from .flags import (
     MOUNT_ATTR__ATIME,
     MOUNT_ATTR_IDMAP,
     MOUNT_ATTR_RDONLY,
-    MOVE_MOUNT_F_EMPTY_PATH,
+    MS_SLAVE,
     OPEN_TREE_CLONE,
     STATX_MNT_ID_UNIQUE,
     FsconfigCommand,
@@ -37,14 +37,15 @@ from .flags import (
 from .loop import loop_device
 from .mountapi import (
     LONGEST_STRING,
+    attach,
     fsconfig,
     fsconfig_arguments,
     fsmount,
     fsopen,
     fspick,
     mount_setattr,
-    move_mount,
     open_tree,
+    text_bytes,
     umount2,
 )
 from .mounts import listmount
@@ -121,7 +122,7 @@ class Mounting(AbstractContextManager[Mount]):
         return Mount(mnt_ids[0], self._target, fd)
 
     def _attach(self, fd: Fd, mnt_ids: list[int]) -> None:
-        move_mount(from_dirfd=fd, from_path="", to_path=self._target, flags=MOVE_MOUNT_F_EMPTY_PATH)
+        attach(fd, self._target)
         if self._recursive:
             try:
                 mnt_ids += listmount(mnt_ids[0])
@@ -136,16 +137,17 @@ class Mounting(AbstractContextManager[Mount]):
         try:
             yield
         except OSError as error:
-            # A descriptor that the caller has not seen, or an empty path below one, names nothing.
-            if not isinstance(error.filename, (str, bytes)) or not error.filename:
+            # A descriptor that the caller has not seen names nothing.
+            if not isinstance(error.filename, (str, bytes)):
                 error.filename = self._target
-                del error.filename2
-            error.add_note(self._about)
+            error.add_note(f"{self._about} at {self._target!r}")
             raise
 
     def _unmount(self, mnt_ids: list[int]) -> None:
-        self._close()
-        unmount_patiently(mnt_ids)
+        try:
+            self._close()
+        finally:
+            unmount_patiently(mnt_ids)
 
     def _close(self) -> None:
         fd, self.fd = self.fd, None
@@ -189,8 +191,8 @@ def mounted(
     filesystem. *attr*: ``MOUNT_ATTR_*``. *mkdir*: make the directories that lack, and remove them
     afterwards. *keep*: stay mounted after the block. The filesystem's options are keywords, or in
     *options* if their names are no Python names: True sets a flag, str, bytes and paths are texts
-    of 255 bytes at most (a longer path is passed as a path), ints are numbers, and what has a
-    ``fileno()`` is passed as a descriptor.
+    of 255 bytes at most (a longer path is passed as a path, which few options take), ints are
+    numbers, and what has a ``fileno()`` is passed as a descriptor.
 
     The block gets a :class:`Mount`. At its end, the mount with this id is unmounted wherever it now
     is, and nothing that was put on top of it or in its place; if that fails for half a second, say
@@ -198,28 +200,33 @@ def mounted(
 
     Beginning the block raises :exc:`OSError` with the kernel's own words as notes and in
     ``messages``: what :func:`fsopen`, :func:`fsconfig`, :func:`fsmount` and :func:`move_mount`
-    raise. A symlink as *target* is not followed (ENOTDIR). Linux 6.8.
+    raise. A symlink as *target* is not followed (EINVAL). Linux 6.8.
     """
+    text_bytes("mounted()", "fs_type", fs_type)
     settings = _settings(options, fs_options)
     origin = None if source is None else os.fsdecode(source)
+    if origin is not None and "source" in (options or {}):
+        raise TypeError("given twice, as a keyword and in options: source")
     if origin is not None and not loop:
         settings.insert(0, _setting("source", source))
     elif loop and origin is None:
         raise ValueError("loop needs a source")
     if attr & MOUNT_ATTR_IDMAP:
         raise ValueError("a new mount cannot be idmapped: bind() makes one that is")
-    read_only = bool(attr & MOUNT_ATTR_RDONLY) or (FSCONFIG_SET_FLAG, "ro", None) in settings
+    ro = _setting("ro", True)
+    wants_ro = bool(attr & MOUNT_ATTR_RDONLY) or ro in settings
 
     def make() -> Fd:
         if not loop or origin is None:
             return _new_mount(fs_type, settings, attr)
-        # As mount(8) does: what cannot be written to is shown read-only.
-        writable = os.access(origin, os.W_OK, effective_ids=True)
-        with loop_device(origin, read_only=read_only or not writable) as device:
+        # As mount(8) does: what cannot be written to is mounted read-only.
+        read_only = wants_ro or not os.access(origin, os.W_OK, effective_ids=True)
+        with loop_device(origin, read_only=read_only) as device:
+            own = [_setting("source", device.path), *([ro] if read_only else ())]
             # The mount holds the device from then on.
-            return _new_mount(fs_type, [_setting("source", device.path), *settings], attr)
+            return _new_mount(fs_type, own + [each for each in settings if each != ro], attr)
 
-    about = f"mounting {fs_type}" + (f" from {origin}" if origin else "") + f" at {target!r}"
+    about = f"mounting {fs_type}" + (f" from {origin}" if origin else "")
     return Mounting(make, target, about=about, mkdir=mkdir, keep=keep)
 
 
@@ -240,6 +247,9 @@ def bind(
     *idmap* are then for all of them. *idmap*: the descriptor of a user namespace, or a pair of maps
     as :func:`idmap_userns` takes them. *keep*: stay mounted after the block.
 
+    What is mounted below a shared *source* later comes up here as well. The reverse is true only
+    without *recursive*: at the end, the mounts below would be unmounted at the source, too.
+
     The block gets a :class:`Mount`, which it unmounts as :func:`mounted` does. Raises what
     :func:`open_tree`, :func:`idmap_userns`, :func:`mount_setattr` and :func:`move_mount` raise.
     Linux 6.8.
@@ -249,7 +259,7 @@ def bind(
             checked_map(side, mappings)
     elif idmap is not None:
         fileno(idmap)
-    name = source if isinstance(source, (str, bytes, os.PathLike)) else fileno(source)
+    name = os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else fileno(source)
 
     def make() -> Fd:
         tree = _clone(source, recursive)
@@ -259,13 +269,16 @@ def bind(
                     _set_attributes(tree, attr, userns, recursive)
             else:
                 _set_attributes(tree, attr, idmap, recursive)
+            if recursive:
+                # Were they peers, to unmount what is below this would unmount what is below that.
+                _set_propagation(tree, MS_SLAVE, recursive)
             _set_propagation(tree, propagation, recursive)
         except BaseException:
             tree.close()
             raise
         return tree
 
-    about = f"binding {name!r} to {target!r}"
+    about = f"binding {name!r}"
     return Mounting(
         make, target, about=about, keep=keep, propagation=propagation, recursive=recursive
     )
@@ -301,12 +314,14 @@ def overlay(
     layers = [("lowerdir+", layer) for layer in lower]
     if upper is not None and work is not None:
         layers += [("upperdir", upper), ("workdir", work)]
+    for _, layer in layers:
+        if not isinstance(layer, (str, bytes, os.PathLike)):
+            fileno(layer)
 
     def make() -> Fd:
         return _new_mount("overlay", settings, attr, layers)
 
-    about = f"mounting an overlay at {target!r}"
-    return Mounting(make, target, about=about, keep=keep)
+    return Mounting(make, target, about="mounting an overlay", keep=keep)
 
 
 def remount(
@@ -352,6 +367,8 @@ def set_attr(
 
     Raises :exc:`OSError` as :func:`mount_setattr` does. Linux 5.12.
     """
+    if (attr | clear) & MOUNT_ATTR_IDMAP:
+        raise ValueError("an attached mount cannot be idmapped: bind() makes one that is")
     dirfd: FileDescriptorLike
     path: StrOrBytesPath
     if isinstance(target, (str, bytes, os.PathLike)):
@@ -434,10 +451,13 @@ def _add_layer(context: Fd, key: str, layer: StrOrBytesPath | FileDescriptorLike
         try:
             return fsconfig(fs_fd=context, cmd=FSCONFIG_SET_FD, key=key, value=fd)
         except OSError as error:
-            if error.errno != errno.EINVAL or len(path_bytes(layer)) > LONGEST_STRING:
+            text = os.fsencode(layer)
+            if key != "lowerdir+":
+                text = text.replace(b"\\", b"\\\\")  # the kernel takes one of two away
+            if error.errno != errno.EINVAL or len(text) > LONGEST_STRING:
                 raise
     # Before Linux 6.13.
-    return fsconfig(fs_fd=context, cmd=FSCONFIG_SET_STRING, key=key, value=layer)
+    return fsconfig(fs_fd=context, cmd=FSCONFIG_SET_STRING, key=key, value=text)
 
 
 def _clone(source: StrOrBytesPath | FileDescriptorLike, recursive: bool) -> Fd:

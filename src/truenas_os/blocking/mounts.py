@@ -31,6 +31,8 @@ from .results import StatmountResult, StatxResult
 
 ALL_FIELDS: Final = ~StatmountMask(0)
 
+# What a system call takes of a path, with the byte that ends it.
+_PATH_MAX = 4096
 # Ids fetched by one listmount(2).
 _PAGE = 4096
 
@@ -198,10 +200,13 @@ def _lost(code: int, mount_id: int, mnt_point: str | None, why: str | None) -> O
 
 def open_long(path: str) -> Fd:
     """Open an absolute *path* of any length with ``O_PATH``, following no symlink."""
-    at = openat2(AT_FDCWD, "/", os.O_PATH | os.O_DIRECTORY)
+    flags = os.O_PATH | os.O_NOFOLLOW
+    if len(os.fsencode(path)) < _PATH_MAX:
+        return openat2(AT_FDCWD, path or "/", flags, resolve=RESOLVE_NO_SYMLINKS)
+    at = openat2(AT_FDCWD, "/", flags)
     for name in filter(None, path.split("/")):
         with at:
-            at = openat2(at, name, os.O_PATH | os.O_NOFOLLOW, resolve=RESOLVE_NO_SYMLINKS)
+            at = openat2(at, name, flags, resolve=RESOLVE_NO_SYMLINKS)
     return at
 
 

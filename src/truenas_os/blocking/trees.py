@@ -75,11 +75,7 @@ class TreeOfMounts:
             else:
                 self._roots.append(mount)
         self._cut_cycles()
-        self._at = {
-            (parent, child.mnt_point): child
-            for parent, children in self._children.items()
-            for child in children
-        }
+        self._at = {(mount.mnt_parent_id, mount.mnt_point): mount for mount in self}
 
     def _cut_cycles(self) -> None:
         # Mounts that were moved while the table was read may name each other as parents.
@@ -195,14 +191,19 @@ class TreeOfMounts:
 
     def _passed(self, path: str) -> Iterator[StatmountResult]:
         """The mounts that a lookup of *path* crosses into, from the root on."""
-        mount = self.root
-        if mount is None:
-            return
-        yield mount
+        at: set[int | None]
+        if self.root is not None:
+            yield self.root
+            at = {self.root.mnt_id}
+        else:  # a directory below the root of a mount that is not listed
+            at = {mount.mnt_parent_id for mount in self._roots}
         for point in _prefixes(path):
-            while (child := self._at.get((_id(mount), point))) is not None:
-                mount = child
-                yield mount
+            # A lookup begins at the process's root, and not at what is mounted on that.
+            if point == "/" != path:
+                continue
+            while found := [self._at[id_, point] for id_ in at if (id_, point) in self._at]:
+                yield found[0]
+                at = {found[0].mnt_id}
 
     def __str__(self) -> str:
         """A table as that of :manpage:`findmnt(8)`."""

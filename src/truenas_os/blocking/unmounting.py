@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """Unmounting: by path, whole trees, and one mount by its id wherever it is."""
 
+import contextlib
 import errno
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from .arguments import StrOrBytesPath
+from .fds import Fd
 from .files import statx
 from .flags import (
     AT_FDCWD,
@@ -124,52 +127,64 @@ def _mount_at(target: StrOrBytesPath) -> int:
 def unmount(mnt_id: int, *, force: bool = False) -> None:
     """Unmount the mount with that unique id wherever it is; nothing, if it is gone already.
 
-    What was put on top of it or in its place is never unmounted: the kernel marks the mount that is
+    What was put on top of it or in its place is not unmounted: the kernel marks the mount that is
     to expire, and unmounts only what it has marked; in between, the mount is looked at by its id.
+    With *force*, and beside a process that uses ``MNT_EXPIRE`` on the same mount points, there is a
+    moment in which that can fail.
 
     Raises :exc:`OSError` as :func:`umount` does.
     """
-    for attempt in range(_MARKS):
-        try:
-            point = statmount(mnt_id, STATMOUNT_MNT_POINT).mnt_point
-        except FileNotFoundError:
-            return
-        if point is None:
-            why = "it cannot be reached from this process's root"
-            raise _failed(errno.ENOENT, mnt_id, point, why)
-        try:
-            if _unmount_at(point, mnt_id, force):
+    with _alone_with(mnt_id):
+        for attempt in range(_MARKS):
+            point = _mount_point(mnt_id)
+            if point is None:
                 return
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # renamed, or gone
-        except OSError as error:
-            error.filename = point
-            _explained(error, mnt_id)
-            raise
-        if attempt > 4:
-            time.sleep(0.001)
-    raise _failed(errno.EBUSY, mnt_id, point, "it is covered, or being used or moved all the time")
+            try:
+                if _unmount_at(point, mnt_id, force):
+                    return
+            except OSError as error:
+                if _mount_point(mnt_id) == point and not _is_renamed(error):
+                    error.filename = point
+                    _explained(error, mnt_id)
+                    raise
+            if attempt > 4:
+                time.sleep(0.001)
+    why = "it is covered, or being used or moved all the time"
+    raise _failed(errno.EBUSY, mnt_id, point, why)
+
+
+def _mount_point(mnt_id: int) -> str | None:
+    """Where the mount is; None if it is gone."""
+    try:
+        point = statmount(mnt_id, STATMOUNT_MNT_POINT).mnt_point
+    except FileNotFoundError:
+        return None
+    if point is None:
+        why = "it cannot be reached from this process's root"
+        raise _failed(errno.ENOENT, mnt_id, None, why)
+    return point
+
+
+def _is_renamed(error: OSError) -> bool:
+    # Or hidden by a mount above it.
+    return isinstance(error, (FileNotFoundError, NotADirectoryError))
 
 
 def _unmount_at(point: str, mnt_id: int, force: bool) -> bool:
     """Unmount the mount if it is found at *point*; False if it has been used or moved meanwhile."""
     directory, _, name = point.rpartition("/")
+    name = name or "."
     with open_long(directory) as parent:
-        found = statx(parent, name or ".", _LOOK, STATX_MNT_ID_UNIQUE)
+        found = statx(parent, name, _LOOK, STATX_MNT_ID_UNIQUE)
         if found.stx_mnt_id != mnt_id:
             raise _failed(errno.EBUSY, mnt_id, point, f"mount {found.stx_mnt_id} covers it")
-        if os.access("/proc/self/fd", os.F_OK):
-            path = f"/proc/self/fd/{parent}/{name or '.'}"
-        else:
-            path = point
+        path = _path_of(parent, name) or point
         if force and point != "/":  # to unmount the root by force would make it read-only
-            # MNT_EXPIRE does not go with it.
-            umount2(path, UMOUNT_NOFOLLOW | MNT_FORCE)
+            umount2(path, UMOUNT_NOFOLLOW | MNT_FORCE)  # MNT_EXPIRE does not go with it
             return True
         if _expire(path):
             return True
-        unchanged = statmount(mnt_id, STATMOUNT_MNT_POINT).mnt_point == point
-        return unchanged and not listmount(mnt_id) and _expire(path)
+        return _mount_point(mnt_id) == point and not listmount(mnt_id) and _expire(path)
 
 
 def _expire(path: str) -> bool:
@@ -181,12 +196,56 @@ def _expire(path: str) -> bool:
 
 
 def _detach(mnt_id: int) -> None:
+    point = _mount_point(mnt_id)
+    if point is None:
+        return
+    with open_mount_by_id(mnt_id, os.O_PATH) as root:
+        umount2(_path_of(root) or point, MNT_DETACH)
+
+
+def _path_of(fd: Fd, *names: str) -> str | None:
+    """A path that begins at a descriptor; None where there is no /proc."""
+    path = f"/proc/self/fd/{fd}"
+    return "/".join((path, *names)) if os.path.lexists(path) else None
+
+
+@contextlib.contextmanager
+def _alone_with(mnt_id: int) -> Iterator[None]:
+    """Of several threads that unmount the same mount, let one at a time do so.
+
+    What one of them has marked is not to be what another unmounts, once the mount itself is gone.
+    """
+    with _guard:
+        turn = _turns.setdefault(mnt_id, _Turn())
+        turn.takers += 1
     try:
-        root = open_mount_by_id(mnt_id, os.O_PATH)
-    except FileNotFoundError:
-        return  # gone already
-    with root:
-        umount2(f"/proc/self/fd/{root}", MNT_DETACH)
+        with turn.lock:
+            yield
+    finally:
+        with _guard:
+            turn.takers -= 1
+            if not turn.takers:
+                _turns.pop(mnt_id, None)
+
+
+class _Turn:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.takers = 0
+
+
+_guard = threading.Lock()
+_turns: dict[int, _Turn] = {}
+
+
+def _start_afresh() -> None:
+    # In a forked child, the threads that held these do not exist.
+    global _guard, _turns
+    _guard = threading.Lock()
+    _turns = {}
+
+
+os.register_at_fork(after_in_child=_start_afresh)
 
 
 def unmount_patiently(mnt_ids: Sequence[int]) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """User namespaces that exist to map ids."""
 
+import operator
 import os
 from collections.abc import Sequence
 from itertools import pairwise
@@ -27,9 +28,9 @@ def idmap_userns(uid_map: IdMap, gid_map: IdMap) -> Fd:
     100005 in an idmapped mount. Each map has 1 to 340 ranges that do not overlap.
 
     Raises :exc:`ValueError` for maps that the kernel would refuse; :exc:`OSError`: EPERM (it needs
-    CAP_SETUID and CAP_SETGID, and the outer ids must exist in this user namespace), ENOSPC and
-    EUSERS (too many user namespaces, or too deeply nested), EAGAIN. :manpage:`user_namespaces(7)`.
-    Linux 5.5.
+    CAP_SETUID and CAP_SETGID, and the outer ids must exist in this user namespace), EACCES (this
+    process is not dumpable), ENOSPC and EUSERS (too many user namespaces, or too deeply nested),
+    EAGAIN. :manpage:`user_namespaces(7)`. Linux 5.5.
     """
     maps = {"uid_map": checked_map("uid_map", uid_map), "gid_map": checked_map("gid_map", gid_map)}
     pidfd = ffi.new("int *", -1)
@@ -47,7 +48,7 @@ def idmap_userns(uid_map: IdMap, gid_map: IdMap) -> Fd:
 
 def checked_map(name: str, mappings: IdMap) -> bytes:
     """The map as the kernel reads it. Raises :exc:`ValueError` for one that it would refuse."""
-    ranges = [IdmapMapping(*mapping) for mapping in mappings]
+    ranges = [IdmapMapping(*map(operator.index, mapping)) for mapping in mappings]
     if not 1 <= len(ranges) <= _RANGES:
         raise ValueError(f"{name} must have 1 to {_RANGES} ranges, not {len(ranges)}")
     for inside, outside, length in ranges:
