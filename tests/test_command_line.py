@@ -88,7 +88,7 @@ def test_json_is_ascii_and_tells_every_byte(hostile_mounts, env, options):
 
 
 @hostile
-@pytest.mark.parametrize("command", ["mounts", "stat"])
+@pytest.mark.parametrize("command", ["mounts", "stat", "umount"])
 def test_hostile_names_are_escaped_in_errors(mount_dir, name, command):
     path = os.fsencode(mount_dir) + b"/" + name
     for env in ({}, ASCII):
@@ -120,14 +120,14 @@ def test_a_bad_path_is_one_line_and_status_1(tmp_path, command, options, name, r
     assert done.stderr.decode() == f"truenas_os: {name}: {reason}\n"
 
 
-@pytest.mark.parametrize("command", ["mounts", "stat"])
+@pytest.mark.parametrize("command", ["mounts", "stat", "umount"])
 def test_an_empty_path_is_one_line_and_status_1(command):
     done = run(command, "")
     assert (done.returncode, done.stdout) == (1, b"")
     assert re.fullmatch(rb"truenas_os: '': No such file or directory\n", done.stderr)
 
 
-@pytest.mark.parametrize("command", ["mounts", "stat"])
+@pytest.mark.parametrize("command", ["mounts", "stat", "umount"])
 def test_a_path_without_permission_is_one_line_and_status_1(tmp_path, command):
     closed = tmp_path / "closed"
     closed.mkdir(0)
@@ -168,7 +168,11 @@ def test_wrong_usage_repeats_no_hostile_argument(name):
         assert b"\nlines" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("mounts",), ("stat",)], ids=shlex.join)
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("mounts",), ("mount",), ("bind",), ("umount",), ("stat",)],
+    ids=shlex.join,
+)
 def test_help_has_an_example(arguments):
     shown = succeeded(*arguments, "-h").decode("ascii")
     assert re.search(r"examples?:\s+python -m truenas_os \w+", shown)

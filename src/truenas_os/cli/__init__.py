@@ -3,14 +3,14 @@
 
 A command is a module of this package, named in ``_COMMANDS``. Its ``register(commands)`` adds a
 parser that sets ``run``, a function of the parsed arguments; an :exc:`OSError` that leaves ``run``
-becomes one line on stderr.
+becomes one line on stderr, and a group of them a line for each.
 """
 
 import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module, metadata
 from typing import Any, NoReturn
 
@@ -18,12 +18,15 @@ from . import output
 
 _COMMANDS = (
     "mounts",
+    "mount",
+    "bind",
+    "umount",
     "stat",
 )
 
 _STATUS = """\
 exit status:
-  0 success, 1 failure (one line on stderr says which), 2 wrong usage
+  0 success, 1 failure (a line on stderr for each says which), 2 wrong usage
 """
 
 
@@ -44,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # What a program killed by the signal, as others are, would leave to its shell.
         return 128 + signal.SIGPIPE
-    except OSError as error:
-        output.write_error(_explained(error))
+    except (OSError, ExceptionGroup) as error:
+        for each in _errors(error):
+            output.write_error(_explained(each))
         return 1
     return 0
 
@@ -68,7 +72,7 @@ class _Version(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m truenas_os",
-        description="Ask the Linux kernel about mounts and files.",
+        description="Ask the Linux kernel about mounts and files; mount and unmount.",
         epilog=_STATUS + "\nexample: python -m truenas_os mounts /home",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -77,6 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     for name in _COMMANDS:
         import_module(f".{name}", __name__).register(commands)
     return parser
+
+
+def _errors(error: OSError | ExceptionGroup) -> Iterator[OSError]:
+    """The errors that are to be told. What else is in a group is a mistake of this program's."""
+    if isinstance(error, OSError):
+        yield error
+        return
+    for each in error.exceptions:
+        if not isinstance(each, (OSError, ExceptionGroup)):
+            raise error
+        yield from _errors(each)
 
 
 def _explained(error: OSError) -> str:

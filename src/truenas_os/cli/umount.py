@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""``umount``: what is mounted, no more."""
+
+import argparse
+from typing import Any
+
+from .. import blocking
+
+_DESCRIPTION = """\
+Unmount what is on top at TARGET. A symlink as TARGET is not followed.
+"""
+_EPILOG = """\
+What -R cannot unmount is listed, a line for each mount; the rest is unmounted all the same.
+
+examples:
+  python -m truenas_os umount /mnt
+  python -m truenas_os umount -R /srv/containers/7
+"""
+
+
+def register(commands: "argparse._SubParsersAction[Any]") -> None:
+    parser = commands.add_parser(
+        "umount",
+        help="unmount",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="TARGET", help="a mount point")
+    parser.add_argument(
+        "-R", "--recursive", action="store_true", help="with all mounts below, children first"
+    )
+    parser.add_argument(
+        "-l",
+        "--lazy",
+        action="store_true",
+        help="out of sight at once, with all mounts below; unmounted when nothing uses them",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    blocking.umount(arguments.target, recursive=arguments.recursive, lazy=arguments.lazy)
