@@ -79,6 +79,23 @@ class opened:
         await self.face.close(self.fd)
 
 
+class block:
+    """``async with block(face.library.mounted(...))``: with the block of either face."""
+
+    def __init__(self, made):
+        self.made = made
+
+    async def __aenter__(self):
+        if hasattr(self.made, "__aenter__"):
+            return await self.made.__aenter__()
+        return self.made.__enter__()
+
+    async def __aexit__(self, *exc):
+        if hasattr(self.made, "__aexit__"):
+            return await self.made.__aexit__(*exc)
+        return self.made.__exit__(*exc)
+
+
 class Driven:
     """A face for tests that are no coroutines: every call runs an event loop of its own."""
 

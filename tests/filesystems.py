@@ -23,10 +23,12 @@ _IMAGES = {
     "ext4": (["mkfs.ext4", "-q", "-I", "256"], "e2fsprogs", 32 << 20),
     "xfs": (["mkfs.xfs", "-q"], "xfsprogs", 300 << 20),
     "btrfs": (["mkfs.btrfs", "-q"], "btrfs-progs", 128 << 20),
+    "squashfs": (["mksquashfs"], "squashfs-tools", 0),
 }
+DISKS = tuple(_IMAGES)
 
 
-def _require_kernel(fs_type: str) -> None:
+def require_kernel(fs_type: str) -> None:
     if fs_type not in Path("/proc/filesystems").read_text().split():
         with contextlib.suppress(FileNotFoundError):  # a kernel without modules needs no modprobe
             subprocess.run(["modprobe", "-q", fs_type], check=False, env={"PATH": _PATH})
@@ -34,16 +36,27 @@ def _require_kernel(fs_type: str) -> None:
         pytest.skip(f"this kernel has no {fs_type}")
 
 
-def _mount_image(fs_type: str, target: Path, image: Path) -> None:
+def make_image(fs_type: str, image: Path, content: Path | None = None) -> Path:
+    """Make a file that holds a filesystem; *content* is what is in a squashfs."""
     mkfs, package, size = _IMAGES[fs_type]
     if not IS_ROOT:
         pytest.skip(f"{fs_type} needs root outside of any user namespace, for a loop device")
     if (program := shutil.which(mkfs[0], path=_PATH)) is None:
         pytest.skip(f"{mkfs[0]} is missing: install the Debian package {package}")
-    _require_kernel(fs_type)
+    require_kernel(fs_type)
+    if fs_type == "squashfs":
+        with tempfile.TemporaryDirectory() as empty:
+            command = [program, content or empty, image, "-quiet", "-no-progress"]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return image
     with image.open("wb") as file:
         file.truncate(size)
     subprocess.run([program, *mkfs[1:], image], check=True, stdout=subprocess.DEVNULL)
+    return image
+
+
+def _mount_image(fs_type: str, target: Path, image: Path) -> None:
+    make_image(fs_type, image)
     subprocess.run(["mount", "-o", "loop", "-t", fs_type, image, target], check=True)
 
 
@@ -59,7 +72,7 @@ def filesystem(
     if request.param == "tmpfs":
         kernel.mount("tmpfs", target, "tmpfs")
     elif request.param == "overlay":
-        _require_kernel("overlay")
+        require_kernel("overlay")
         layers = base / "layers"
         layers.mkdir()
         kernel.mount("tmpfs", layers, "tmpfs")

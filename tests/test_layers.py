@@ -6,8 +6,10 @@ import inspect
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 
+import faults
 import pytest
 
 import truenas_os
@@ -67,10 +69,11 @@ def test_the_faces_have_the_same_names():
     assert len(truenas_os.__all__) == len(set(truenas_os.__all__))
 
 
-@pytest.mark.parametrize(
-    "name",
-    "iter_mount listmount mount_of open_mount_by_id openat2 renameat2 statmount statx".split(),
-)
+FUNCTIONS = [name for name in blocking.__all__ if inspect.isfunction(getattr(blocking, name))]
+BLOCKS = "bind loop_device mounted overlay".split()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_faces_have_the_same_signatures(name):
     ours, theirs = getattr(truenas_os, name), getattr(blocking, name)
     assert inspect.signature(ours).parameters == inspect.signature(theirs).parameters
@@ -78,7 +81,47 @@ def test_the_faces_have_the_same_signatures(name):
     if name == "iter_mount":
         assert isinstance(ours(), AsyncIterator)
     else:
-        assert inspect.iscoroutinefunction(ours)
+        assert inspect.iscoroutinefunction(ours) == (name not in BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("bind", ("/", "/nonexistent")),
+        ("loop_device", ("/nonexistent",)),
+        ("mounted", ("tmpfs", "/nonexistent")),
+        ("overlay", ("/nonexistent", ["/", "/usr"])),
+    ],
+)
+def test_a_block_is_of_the_kind_of_its_face_and_calls_nothing_before_it_begins(name, arguments):
+    with faults.count(None) as calls:
+        ours = getattr(truenas_os, name)(*arguments)
+        theirs = getattr(blocking, name)(*arguments)
+    assert calls.seen == 0
+    assert isinstance(ours, AbstractAsyncContextManager)
+    assert not isinstance(ours, AbstractContextManager)
+    assert isinstance(theirs, AbstractContextManager)
+    assert not isinstance(theirs, AbstractAsyncContextManager)
+
+
+def public(cls):
+    return {name: getattr(cls, name) for name in dir(cls) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", ["Fd", "LoopDevice", "Mount", "MountTree"])
+def test_the_classes_have_the_same_methods_and_fields(name):
+    ours, theirs = public(getattr(truenas_os, name)), public(getattr(blocking, name))
+    assert ours.keys() - theirs.keys() == ({"aclose"} if name == "Fd" else set())
+    assert theirs.keys() <= ours.keys()
+    for each, value in theirs.items():
+        if inspect.isfunction(value):
+            assert inspect.signature(ours[each]).parameters == inspect.signature(value).parameters
+            # Only this one may have to ask the kernel.
+            assert inspect.iscoroutinefunction(ours[each]) == (each == "containing")
+            assert not inspect.iscoroutinefunction(value)
+    assert getattr(getattr(truenas_os, name), "_fields", ()) == getattr(
+        getattr(blocking, name), "_fields", ()
+    )
 
 
 def test_the_signatures_are_those_of_the_specification():
@@ -104,6 +147,25 @@ def test_the_signatures_are_those_of_the_specification():
                 "flags": 0,
                 "mask": flags.STATX_BASIC_STATS | flags.STATX_BTIME,
             },
+            # Its examples leave out the first.
+            "move_mount": {
+                "from_dirfd": flags.AT_FDCWD,
+                "from_path": None,
+                "to_dirfd": flags.AT_FDCWD,
+                "to_path": None,
+                "flags": 0,
+            },
+            "fspick": {
+                "dirfd": inspect.Parameter.empty,
+                "path": inspect.Parameter.empty,
+                "flags": 0,
+            },
+            "open_tree": {
+                "dirfd": inspect.Parameter.empty,
+                "path": inspect.Parameter.empty,
+                "flags": 0,
+            },
+            "umount2": {"target": inspect.Parameter.empty, "flags": 0},
             "fhandle": {
                 "path": None,
                 "dir_fd": flags.AT_FDCWD,
@@ -119,6 +181,29 @@ def test_the_signatures_are_those_of_the_specification():
                 if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             }
             assert given == expected, name
+
+
+def test_what_the_specification_has_as_keywords_are_keywords():
+    flags = truenas_os
+    empty = inspect.Parameter.empty
+    for face in (truenas_os, blocking):
+        for name, expected in {
+            "fsopen": {"fs_name": empty, "flags": 0},
+            "fsconfig": {"fs_fd": empty, "cmd": empty, "key": None, "value": None, "aux": 0},
+            "fsmount": {"fs_fd": empty, "flags": 0, "attr_flags": 0},
+            "mount_setattr": {
+                "path": empty,
+                "attr_set": 0,
+                "attr_clr": 0,
+                "propagation": 0,
+                "userns_fd": 0,
+                "dirfd": flags.AT_FDCWD,
+                "flags": 0,
+            },
+        }.items():
+            parameters = inspect.signature(getattr(face, name)).parameters.values()
+            assert {p.name: p.default for p in parameters} == expected, name
+            assert all(p.kind is p.KEYWORD_ONLY for p in parameters), name
 
 
 def test_every_public_name_is_documented():

@@ -12,7 +12,23 @@ import pytest
 
 HERE = Path(__file__).parent
 EXAMPLES = sorted((HERE / "specification").glob("*.py"), key=lambda path: path.stem)
-CALLS = "listmount|statmount|open_mount_by_id|openat2|statx|fhandle"
+CALLS = (
+    "listmount|statmount|open_mount_by_id|openat2|statx|fhandle"
+    "|move_mount|mount_setattr|fsopen|fsconfig|fsmount"
+)
+# What is there to begin with, and what an example leaves of it or adds to it.
+MOUNTS = {
+    "/old/path": "tmpfs rw",
+    "/mnt/data": "tmpfs rw",
+    "/mnt/data/sub": "tmpfs rw",
+    "/mnt/data/sub/below": "tmpfs rw",
+}
+LEFT = {
+    "move_mount": {"/old/path": None, "/new/path": "tmpfs rw"},
+    "mount_setattr": dict.fromkeys(list(MOUNTS)[1:], "tmpfs ro"),
+    "fsmount": {"/mnt/mytmpfs": "tmpfs ro size=524288k"},
+    "fsmount_complete": {"/mnt/secure_tmp": "tmpfs rw nosuid nodev size=102400k nr_inodes=10240"},
+}
 
 
 def synchronous(example):
@@ -36,7 +52,8 @@ FACES = {
 
 def test_every_example_is_here():
     assert [path.stem for path in EXAMPLES] == sorted(
-        "complete fhandle iter_mount listmount open_mount_by_id openat2 statmount statx".split()
+        "complete fhandle fsconfig fsmount fsmount_complete fsopen iter_mount listmount "
+        "mount_setattr move_mount open_mount_by_id openat2 statmount statx".split()
     )
 
 
@@ -58,16 +75,33 @@ def test_an_example_runs(example, face, tmp_path):
         assert "open_by_handle_at() began at descriptor" in result.stderr
     else:
         assert (result.returncode, result.stderr) == (0, "")
+    printed, _, left = result.stdout.partition("=== left ===\n")
     expected = {
         "complete": r"=== Filesystem Mounts ===\n(.*\n)*/ +tmpfs\n(.*\n)*Size: \d+ bytes\n"
         r"(.*\n)*Read \d+ bytes\n(.*\n)*Serialized to \d+ bytes",
         "fhandle": r"Mount ID: \d{10,}",
+        "fsmount_complete": "Filesystem mounted at /mnt/secure_tmp\n$",
         "iter_mount": r"(.*\n)*/: tmpfs",
         "listmount": r"Found \d+ mounts",
-        "open_mount_by_id": "",
-        "openat2": "",
         "statmount": r"Mount point: /.*\nFilesystem: \w+",
         "statx": r"Size: 8\nBirth time: \d+\.\d+\nMount ID: \d+",
-    }[example.stem]
-    assert re.match(expected, result.stdout), result.stdout
+    }.get(example.stem, "$")
+    assert re.match(expected, printed), printed
+    if result.returncode == 0:
+        assert_left(example.stem, left.splitlines())
     assert all(str(tmp_path) != mount.mount_point for mount in kernel.mountinfo())
+
+
+def assert_left(example, lines):
+    """Whether mountinfo and the filesystem contexts are what the example says it makes of them."""
+    contexts = [line for line in lines if line.startswith("a context, ")]
+    assert contexts == {
+        "fsopen": ["a context, Invalid argument"],  # nothing is created yet
+        "fsconfig": ["a context, 1024 MiB, mode 755"],
+    }.get(example, [])
+    mounts = {line.split()[0]: set(re.split("[ ,]", line)) for line in lines if line[0] == "/"}
+    expected = MOUNTS | LEFT.get(example, {})
+    for point, options in expected.items():
+        assert (point in mounts) == (options is not None)
+        assert set((options or "").split()) <= mounts.get(point, set())
+    assert ("ro" in mounts["/mnt/data"]) == (example == "mount_setattr")
