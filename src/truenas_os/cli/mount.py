@@ -76,7 +76,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
             options=options,
         ):
             pass
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         parser.error(str(error))
 
 
