@@ -102,7 +102,7 @@ async def test_a_cancelled_open_of_a_fifo_returns_and_its_late_descriptor_is_clo
 ):
     await truenas_os.statx(AT_FDCWD, "/")
     before = kernel.open_fds()
-    for _ in range(40):
+    for _ in range(12):
         with faults.stopped("openat2") as stop:
             await cancelling(
                 lambda: truenas_os.openat2(AT_FDCWD, fifo, os.O_RDONLY | os.O_NONBLOCK),

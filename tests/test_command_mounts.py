@@ -97,7 +97,8 @@ def test_a_mount_whose_parent_is_not_visible_is_a_root(mount_dir):
         tmpfs(mount_dir / "root" / path)
     # The mount that holds a changed root is not listed, if the root is another directory of it.
     prepared = (
-        f"{NO_RICH}\nimport os, truenas_os.cli.mounts, truenas_os.cli.stat\n"
+        f"{NO_RICH}\nimport os, importlib, truenas_os.cli as cli\n"
+        "for name in cli._COMMANDS: importlib.import_module('truenas_os.cli.' + name)\n"
         f"os.chroot({str(mount_dir / 'root')!r})\nos.chdir('/')"
     )
     lines = on_terminal("mounts", prepared=prepared).decode().splitlines()[1:]

@@ -291,3 +291,35 @@ def test_a_kernel_that_allows_no_user_namespaces_says_so():
         with faults.failing("clone3", code), pytest.raises(OSError) as failed:
             idmap_userns(ZERO, ZERO)
         assert failed.value.errno == code
+
+
+@needs_root
+def test_in_a_pid_namespace_without_a_proc_of_its_own_the_right_child_is_mapped():
+    """Its pid there is that of somebody else here."""
+    script = (
+        "import os\nfrom truenas_os.blocking import idmap_userns\n"
+        "with idmap_userns([(0, 100000, 10)], [(0, 100000, 10)]) as fd:\n"
+        "    print(os.getpid() < 10, os.readlink(f'/proc/self/fd/{fd}').startswith('user:'))\n"
+        "    print(fd, flush=True)\n    input()\n"
+    )
+    child = subprocess.Popen(
+        ["unshare", "--pid", "--fork", sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "True True\n"
+    number = int(child.stdout.readline())
+    (inner,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    with Fd(os.open(f"/proc/{inner}/fd/{number}", os.O_RDONLY)) as userns:
+        assert maps(userns) == [(0, 100000, 10)] * 2
+    child.communicate("\n")
+    assert child.returncode == 0
+
+
+def test_a_child_that_somebody_else_has_reaped_is_fine():
+    before = kernel.open_fds()
+    with faults.failing("waitid", errno.ECHILD, times=1):
+        idmap_userns(ZERO, ZERO).close()
+    assert kernel.open_fds() == before
+    os.waitpid(-1, 0x40000000)  # __WALL: the real one, which the fault has left

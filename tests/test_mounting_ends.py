@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import anyio
 import faults
 import kernel
 import pytest
@@ -18,6 +19,7 @@ from stuck import AMPLE, wait_until
 from traces import at
 from witness import in_python, make, notes
 
+import truenas_os
 from truenas_os.blocking import mounted, unmounting
 
 TESTS = Path(__file__).parent
@@ -485,3 +487,74 @@ def test_without_descriptors_to_unmount_with_the_mount_is_unmounted_or_the_end_s
     lines = exhausted(target, "end")
     assert set(lines) <= {"mounted failed 0 True", "begun 0 True", "begun failed 1 True"}
     assert any(line.startswith("begun") for line in lines)
+
+
+LOCKED = """
+import kernel, os, tempfile
+from truenas_os import blocking
+point = tempfile.mkdtemp(dir=os.environ["PLACE"])
+def below():
+    return [m.mount_point for m in kernel.mountinfo() if m.mount_point.startswith(point)]
+with blocking.bind("/sys", point, recursive=True):
+    print(len(below()) > 1)
+print(below())
+"""
+
+
+def test_a_recursive_bind_of_mounts_that_a_user_namespace_locks_ends(tmp_path):
+    kernel_path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", LOCKED],
+        env=os.environ | {"PYTHONPATH": kernel_path, "PLACE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("True\n[]\n", "")
+
+
+@pytest.mark.anyio
+async def test_an_end_that_fails_is_told_of_when_it_was_cancelled_as_well(target, impatient):
+    with pytest.raises(OSError) as failed, anyio.move_on_after(0.1):
+        async with truenas_os.mounted("tmpfs", target):
+            left_open = (target / "file").open("w")
+            await anyio.sleep(30)
+    assert failed.value.errno == errno.EBUSY
+    left_open.close()
+    kernel.umount(target)
+
+
+@on_both_faces
+async def test_of_a_recursive_bind_only_what_is_busy_stays(face, mount_dir, impatient):
+    source = make(mount_dir, "source")
+    for name in "abc":
+        make(source, name)
+    (mount_dir / "view").mkdir()
+    with pytest.raises(OSError) as failed:
+        async with block(face.library.bind(source, mount_dir / "view", recursive=True)):
+            left_open = (mount_dir / "view" / "b" / "file").open("w")
+    assert failed.value.errno == errno.EBUSY
+    view = f"{mount_dir}/view"
+    points = [m.mount_point for m in kernel.mountinfo() if m.mount_point.startswith(view)]
+    assert points == [view, f"{view}/b"]
+    left_open.close()
+
+
+def test_a_directory_that_took_the_place_of_one_that_was_made_is_not_removed(mount_dir):
+    (mount_dir / "precious" / "new").mkdir(parents=True)
+    with mounted("tmpfs", mount_dir / "made" / "new", mkdir=True):
+        os.rename(mount_dir / "made", mount_dir / "elsewhere")
+        os.symlink("precious", mount_dir / "made")
+    assert (mount_dir / "precious" / "new").is_dir()
+
+
+def test_a_deleted_working_directory_matters_only_to_a_relative_target(mount_dir, monkeypatch):
+    (mount_dir / "gone").mkdir()
+    monkeypatch.chdir(mount_dir / "gone")
+    (mount_dir / "gone").rmdir()
+    with mounted("tmpfs", mount_dir / "made", mkdir=True):
+        assert len(at(mount_dir / "made")) == 1
+    with pytest.raises(FileNotFoundError), mounted("tmpfs", "made", mkdir=True):
+        raise AssertionError("mounted")
+    monkeypatch.undo()

@@ -12,6 +12,7 @@ from filesystems import make_image, needs_root
 from traces import at
 from witness import STRANGE, bind, make, notes
 
+from truenas_os import blocking
 from truenas_os.blocking import (
     AT_FDCWD,
     MOUNT_ATTR__ATIME,
@@ -282,3 +283,19 @@ def test_arguments_that_are_none_are_refused(target):
         set_attr(target, MOUNT_ATTR_IDMAP)
     with pytest.raises(TypeError):
         set_attr(None, MOUNT_ATTR_NODEV)
+
+
+@pytest.mark.parametrize("bit", ["NOATIME", "STRICTATIME"])
+def test_clearing_an_access_time_setting_leaves_relatime(mount_dir, bit):
+    attribute = getattr(blocking, f"MOUNT_ATTR_{bit}")
+    blocking.set_attr(mount_dir, attribute)
+    blocking.set_attr(mount_dir, clear=attribute)
+    (line,) = at(mount_dir)
+    assert "relatime" in line.options.split(",")
+
+
+def test_an_error_of_remount_has_messages_whatever_it_is(mount_dir):
+    with pytest.raises(FileNotFoundError) as failed:
+        blocking.remount(mount_dir / "none", size="1M")
+    assert failed.value.messages == ()
+    assert failed.value.filename == str(mount_dir / "none")

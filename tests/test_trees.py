@@ -741,3 +741,15 @@ def test_trees_leave_no_descriptor(nested):
         tree.containing(0)
     assert kernel.open_fds() == before
     assert old_id_of(nested) == tree.containing(nested).mnt_id_old
+
+
+def test_a_root_that_is_its_own_parent_is_found_and_no_more():
+    nothing = dict.fromkeys(blocking.StatmountResult._fields)
+    mounts = [
+        blocking.StatmountResult(**nothing | {"mnt_id": i, "mnt_parent_id": p, "mnt_point": point})
+        for i, p, point in ((1, 1, "/"), (2, 1, "/a"), (3, 4, "/b"), (4, 3, "/b"))
+    ]
+    tree = blocking.MountTree(mounts)
+    assert tree.stack("/") == (mounts[0],)
+    assert tree.stack("/a") == (mounts[1],)
+    assert tree.stack("/b") == ()

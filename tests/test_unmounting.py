@@ -321,15 +321,15 @@ def test_mounts_that_appear_meanwhile_are_unmounted_too(mount_dir, monkeypatch):
 
 def test_mounts_that_appear_all_the_time_do_not_keep_it_for_ever(mount_dir, monkeypatch):
     make(mount_dir)
-    real = unmounting._unmount_one
+    real = unmounting.unmount
 
-    def unmount_one(mnt_id, *options):
+    def unmount_one(mnt_id, **options):
         if mnt_id == top:
             make(mount_dir / "m", "new")
-        return real(mnt_id, *options)
+        return real(mnt_id, **options)
 
     top = id_of(mount_dir / "m")
-    monkeypatch.setattr(unmounting, "_unmount_one", unmount_one)
+    monkeypatch.setattr(unmounting, "unmount", unmount_one)
     with pytest.raises(ExceptionGroup) as group:
         blocking.umount(mount_dir / "m", recursive=True)
     assert set(errors_of(group)) == {f"{mount_dir}/m"}
@@ -836,3 +836,64 @@ def test_umount_leaves_no_descriptor(face, tree):
         with pytest.raises(OSError):
             face.umount(tree / "e", recursive=True)
     assert kernel.open_fds() == fds
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(blocking.umount, id="umount"),
+        pytest.param(lambda link: blocking.umount(link, recursive=True), id="recursive"),
+        pytest.param(lambda link: blocking.umount(link, lazy=True), id="lazy"),
+        pytest.param(lambda link: blocking.set_attr(link, blocking.MOUNT_ATTR_NOEXEC), id="attr"),
+        pytest.param(lambda link: blocking.remount(link, size="1M"), id="remount"),
+        pytest.param(lambda link: blocking.mounted("tmpfs", link).__enter__(), id="mounted"),
+        pytest.param(lambda link: blocking.bind("/", link).__enter__(), id="bind"),
+    ],
+)
+@pytest.mark.parametrize("form", [str, os.fsencode])
+def test_a_slash_at_the_end_makes_no_symlink_followed(mount_dir, change, form):
+    make(mount_dir, "victim")
+    (mount_dir / "link").symlink_to("victim")
+    before = kernel.mountinfo()
+    with pytest.raises(OSError) as failed:
+        change(form(f"{mount_dir}/link//"))
+    assert failed.value.errno in (errno.EINVAL, errno.ENOTDIR)
+    assert kernel.mountinfo() == before
+
+
+def test_a_slash_at_the_end_of_a_mount_point_does_no_harm(mount_dir):
+    make(mount_dir)
+    blocking.umount(f"{mount_dir}/m/")
+    assert below(mount_dir) == []
+
+
+def test_a_mount_of_another_namespace_is_not_called_unmounted(mount_dir):
+    make(mount_dir)
+    other = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        ours = os.stat("/proc/self/ns/mnt").st_ino
+        wait_until(lambda: os.stat(f"/proc/{other.pid}/ns/mnt").st_ino != ours)
+        theirs = f"/proc/{other.pid}/root{mount_dir}/m"
+        with pytest.raises(OSError) as failed:
+            blocking.umount(theirs, recursive=True)
+        assert failed.value.errno == errno.EINVAL
+        assert "not in this mount namespace" in notes(failed.value)
+    finally:
+        other.communicate(b"")
+    assert below(mount_dir) == ["m"]
+
+
+def test_a_child_that_goes_at_that_moment_does_not_let_another_be_detached(mount_dir):
+    for path in ("m", "m/goes", "m/stays"):
+        make(mount_dir, path)
+    with ThreadPoolExecutor(1) as thread, faults.stopped("statmount") as stop:
+        unmounting_it = thread.submit(blocking.umount, mount_dir / "m", lazy_fallback=True)
+        stop.wait_reached()
+        kernel.umount(mount_dir / "m" / "goes")
+        stop.go()
+        assert unmounting_it.exception().errno == errno.EBUSY
+    assert below(mount_dir) == ["m", "m/stays"]

@@ -10,6 +10,8 @@ does not fit the kernel's type an :exc:`OverflowError`, as in :mod:`os`.
 from ._threads import set_thread_limit
 from .blocking import flags
 from .blocking.flags import *
+from .blocking.loop import LoopDevice
+from .blocking.mounting import Mount
 from .blocking.results import IdmapMapping, StatmountResult, StatxResult
 from .calls import (
     fsconfig,
@@ -38,8 +40,6 @@ from .calls import (
 from .fds import Fd
 from .filehandle import fhandle
 from .mounting import (
-    LoopDevice,
-    Mount,
     MountTree,
     bind,
     loop_device,

@@ -677,7 +677,10 @@ def _change_grace(_: _Call[Any]) -> float:
 
 def _fd_grace(signature: inspect.Signature) -> Callable[[_Call[Any]], float]:
     def grace(call: _Call[Any]) -> float:
-        given = signature.bind(*call.args, **call.kwargs).arguments
+        try:
+            given = signature.bind(*call.args, **call.kwargs).arguments
+        except TypeError:  # the call itself says so
+            return 0.0
         fds = (value for name, value in given.items() if name in _FD_PARAMETERS)
         return GRACE_FD if any(_is_fd(value) for value in fds) else 0.0
 

@@ -5,6 +5,8 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
+import anyio
+
 from ._threads import GRACE_CHANGE, changing, offload
 
 T = TypeVar("T")
@@ -35,6 +37,7 @@ class Block(AbstractAsyncContextManager[T], Generic[T]):
 
     def __init__(self, block: Undoable[T]) -> None:
         self._block = block
+        self._error: BaseException | None = None
 
     async def __aenter__(self) -> T:
         return await changing(self._block.__enter__, late=lambda _: self._block.undo())()
@@ -45,5 +48,20 @@ class Block(AbstractAsyncContextManager[T], Generic[T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        end: Any = self._block.__exit__
-        return await offload(end, exc_type, exc, traceback, certain=True, grace=GRACE_CHANGE)
+        try:
+            return await offload(
+                self._end, exc_type, exc, traceback, certain=True, grace=GRACE_CHANGE
+            )
+        except anyio.get_cancelled_exc_class() as cancellation:
+            error, self._error = self._error, None
+            if error is not None:
+                # It has not ended as it should: that is not to be lost.
+                raise error from cancellation
+            raise
+
+    def _end(self, *exc: Any) -> bool | None:
+        try:
+            return self._block.__exit__(*exc)
+        except BaseException as error:
+            self._error = error
+            raise

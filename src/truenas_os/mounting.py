@@ -2,14 +2,17 @@
 """``async with`` for mounts and loop devices, and the mount table as a tree."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from . import blocking
 from ._threads import in_thread
 from .blocking.arguments import FileDescriptorLike, StrOrBytesPath
 from .blocking.flags import RESOLVE_NO_SYMLINKS
+from .blocking.loop import LoopDevice
+from .blocking.mounting import Mount
 from .blocking.mounts import ALL_FIELDS
 from .blocking.results import StatmountResult
 from .blocking.trees import TreeOfMounts, mnt_id_of, snapshot
@@ -23,26 +26,6 @@ _snapshot = in_thread(snapshot)
 _mnt_id_of = in_thread(mnt_id_of)
 
 
-class Mount(NamedTuple):
-    """A mount that a block holds."""
-
-    mnt_id: int
-    """The unique id."""
-    target: str
-    """Where it was mounted."""
-    fd: Fd
-    """The root of the mount, as opened with ``O_PATH``; closed before the block unmounts it."""
-
-
-class LoopDevice(NamedTuple):
-    """A block device that shows a file, for as long as anything uses it."""
-
-    path: str
-    """``/dev/loop0`` or the like."""
-    fd: Fd
-    """An open descriptor of the device."""
-
-
 class _Holding(Undoable[Any], Protocol):
     """A block that holds a descriptor, which it closes at its end."""
 
@@ -50,33 +33,36 @@ class _Holding(Undoable[Any], Protocol):
 
 
 class _HoldingBlock(Block[T]):
-    """A block that yields the async form of what the synchronous one does: with an async Fd."""
+    """A block that yields what the synchronous one does, but with the async Fd."""
 
-    def __init__(self, block: _Holding, form: Callable[..., T]) -> None:
+    def __init__(self, block: _Holding) -> None:
         super().__init__(block)
         self._holding = block
-        self._form = form
 
     async def __aenter__(self) -> T:
         held: Any = await super().__aenter__()
         self._holding.fd = fd = Fd(held.fd.detach())
-        return self._form(**held._asdict() | {"fd": fd})
+        yielded: T = held._replace(fd=fd)
+        return yielded
 
 
 def _in_block(
-    function: Callable[P, _Holding], form: Callable[..., T]
+    function: Callable[P, _Holding], yields: type[T]
 ) -> Callable[P, AbstractAsyncContextManager[T]]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[T]:
-        return _HoldingBlock(function(*args, **kwargs), form)
+        return _HoldingBlock(function(*args, **kwargs))
 
+    signature = inspect.signature(function)
+    returned = AbstractAsyncContextManager[yields]  # type: ignore[valid-type]
+    call.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
     return call
 
 
-mounted: Final = _in_block(blocking.mounted, Mount)
-bind: Final = _in_block(blocking.bind, Mount)
-overlay: Final = _in_block(blocking.overlay, Mount)
-loop_device: Final = _in_block(blocking.loop_device, LoopDevice)
+mounted: Final = _in_block(blocking.mounted, Mount[Fd])
+bind: Final = _in_block(blocking.bind, Mount[Fd])
+overlay: Final = _in_block(blocking.overlay, Mount[Fd])
+loop_device: Final = _in_block(blocking.loop_device, LoopDevice[Fd])
 
 
 class MountTree(TreeOfMounts):

@@ -27,7 +27,7 @@ int tos_fspick(int dirfd, const char *path, unsigned int flags)
 int tos_fscontext_check(int fs_fd)
 {
 	/* The kernel looks at the descriptor first: only a context gets as far as to a key nowhere. */
-	int ret = tos_fsconfig(fs_fd, 0, (const char *)1, NULL, 0);
+	int ret = fs_fd < 0 ? -EBADF : tos_fsconfig(fs_fd, 0, (const char *)1, NULL, 0);
 
 	return ret == -EFAULT ? 0 : ret;
 }

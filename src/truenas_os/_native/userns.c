@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-3.0-or-later */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -11,10 +12,14 @@
 static void wait_to_be_killed(long parent)
 {
 	syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-	/* Who died before that has sent nothing. */
-	while (syscall(SYS_getppid) == parent)
+	/* Who died before that has sent nothing. (0: the parent is in another pid namespace.) */
+	for (;;) {
+		long now = syscall(SYS_getppid);
+
+		if (now != parent && now != 0)
+			syscall(SYS_exit_group, 0);
 		syscall(SYS_ppoll, 0, 0, 0, 0, 0);
-	syscall(SYS_exit_group, 0);
+	}
 }
 
 int tos_userns_child(int *pidfd)
@@ -42,5 +47,6 @@ int tos_end_child(int pidfd)
 
 	if (ret < 0)
 		return (int)ret;
-	return (int)tos_syscall(TOS_SYS_waitid, TOS_P_PIDFD, pidfd, 0, TOS_WEXITED | TOS___WALL, 0);
+	ret = tos_syscall(TOS_SYS_waitid, TOS_P_PIDFD, pidfd, 0, TOS_WEXITED | TOS___WALL, 0);
+	return ret == -ECHILD ? 0 : (int)ret; /* somebody else has reaped it */
 }

@@ -37,6 +37,14 @@ def path_bytes(path: StrOrBytesPath) -> bytes:
     return raw
 
 
+def unfollowed(path: StrOrBytesPath) -> str | bytes:
+    """*path* without the slashes at its end, for which the kernel would follow a symlink."""
+    given = os.fspath(path)
+    if isinstance(given, bytes):
+        return given.rstrip(b"/") or given[:1]
+    return given.rstrip("/") or given[:1]
+
+
 def fileno(fd: FileDescriptorLike) -> int:
     """The number of a descriptor given as an int or as anything with ``fileno()``."""
     if type(fd) is int:

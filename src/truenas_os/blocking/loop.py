@@ -5,7 +5,7 @@ import errno
 import os
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from .._native import lib
 from .arguments import StrOrBytesPath, path_bytes
@@ -14,6 +14,8 @@ from .fds import Fd
 from .files import openat2
 from .flags import AT_FDCWD
 
+AnyFd = TypeVar("AnyFd", bound=Fd)
+
 _CONTROL = "/dev/loop-control"
 _READ_ONLY: Final = 1
 _AUTOCLEAR: Final = 4
@@ -21,16 +23,16 @@ _AUTOCLEAR: Final = 4
 _TRIES = 64
 
 
-class LoopDevice(NamedTuple):
+class LoopDevice(NamedTuple, Generic[AnyFd]):
     """A block device that shows a file, for as long as anything uses it."""
 
     path: str
     """``/dev/loop0`` or the like."""
-    fd: Fd
+    fd: AnyFd
     """An open descriptor of the device."""
 
 
-class LoopBlock(AbstractContextManager[LoopDevice]):
+class LoopBlock(AbstractContextManager[LoopDevice[Fd]]):
     """A loop device for the time of a block."""
 
     def __init__(self, file: str, read_only: bool, offset: int, sector_size: int) -> None:
@@ -40,7 +42,7 @@ class LoopBlock(AbstractContextManager[LoopDevice]):
         self._sector_size = sector_size
         self.fd: Fd | None = None
 
-    def __enter__(self) -> LoopDevice:
+    def __enter__(self) -> LoopDevice[Fd]:
         if self.fd is not None:
             raise RuntimeError("this loop device is in use already")
         # Not waiting: should the file be a FIFO, the kernel will say that it is no disk.
@@ -50,7 +52,7 @@ class LoopBlock(AbstractContextManager[LoopDevice]):
         self.fd = device.fd
         return device
 
-    def _configured(self, file: Fd, mode: int) -> LoopDevice:
+    def _configured(self, file: Fd, mode: int) -> LoopDevice[Fd]:
         flags = _AUTOCLEAR | (_READ_ONLY if self._read_only else 0)
         for _ in range(_TRIES):
             path = f"/dev/loop{_free()}"
@@ -103,7 +105,7 @@ def loop_device(
     """
     if not 0 <= offset < 1 << 63:
         raise ValueError(f"offset must be between 0 and 2^63, not {offset}")
-    if sector_size and (sector_size < 512 or sector_size & (sector_size - 1)):
+    if sector_size and (not 512 <= sector_size < 1 << 32 or sector_size & (sector_size - 1)):
         raise ValueError(f"sector_size must be a power of two from 512 on, not {sector_size}")
     path_bytes(path)
     return LoopBlock(os.fsdecode(path), read_only, offset, sector_size)

@@ -6,9 +6,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import TracebackType
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
-from .arguments import FileDescriptorLike, HasFileno, StrOrBytesPath, fileno, path_bytes
+from .arguments import (
+    FileDescriptorLike,
+    HasFileno,
+    StrOrBytesPath,
+    fileno,
+    path_bytes,
+    unfollowed,
+)
 from .fds import Fd
 from .files import openat2, statx
 from .flags import (
@@ -52,6 +59,7 @@ from .mounts import listmount
 from .unmounting import unmount_patiently
 from .userns import IdMap, checked_map, idmap_userns
 
+AnyFd = TypeVar("AnyFd", bound=Fd)
 Option: TypeAlias = bool | int | StrOrBytesPath | HasFileno
 Idmap: TypeAlias = FileDescriptorLike | tuple[IdMap, IdMap]
 _Setting: TypeAlias = tuple[FsconfigCommand, str, Any]
@@ -69,18 +77,21 @@ ATTRIBUTES: Final = {
 }
 
 
-class Mount(NamedTuple):
+class Mount(NamedTuple, Generic[AnyFd]):
     """A mount that a block holds."""
 
     mnt_id: int
     """The unique id."""
     target: str
     """Where it was mounted."""
-    fd: Fd
-    """The root of the mount, as opened with ``O_PATH``; closed before the block unmounts it."""
+    fd: AnyFd
+    """The root of the mount, as opened with ``O_PATH``; closed before the block unmounts it.
+
+    To close it earlier, use its own ``close`` or ``aclose``, or the block closes the number again.
+    """
 
 
-class Mounting(AbstractContextManager[Mount]):
+class Mounting(AbstractContextManager[Mount[Fd]]):
     """A mount for the time of a block."""
 
     def __init__(
@@ -106,30 +117,36 @@ class Mounting(AbstractContextManager[Mount]):
         self._pid = 0
         self.fd: Fd | None = None
 
-    def __enter__(self) -> Mount:
+    def __enter__(self) -> Mount[Fd]:
         if self._undo is not None:
             raise RuntimeError("this block has begun already")
-        with ExitStack() as undo, self._telling():
-            if self._mkdir:
-                _make_directories(os.path.join(os.getcwd(), self._target), undo)
-            self.fd = fd = self._make()
-            mnt_ids: list[int] = []
-            undo.callback(self._unmount, mnt_ids)
-            mnt_ids.append(statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID_UNIQUE).stx_mnt_id)
-            self._attach(fd, mnt_ids)
-            self._pid = os.getpid()
-            self._undo = undo.pop_all()
-        return Mount(mnt_ids[0], self._target, fd)
+        self._pid = os.getpid()
+        undo = self._undo = ExitStack()
+        mnt_ids: list[int] = []
+        try:
+            with self._telling():
+                if self._mkdir:
+                    _make_directories(self._target, undo)
+                undo.callback(self._unmount, mnt_ids)
+                self.fd = fd = self._make()
+                mnt_ids.append(statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID_UNIQUE).stx_mnt_id)
+                self._attach(fd, mnt_ids)
+            return Mount(mnt_ids[0], self._target, fd)
+        except BaseException:
+            self.undo()
+            raise
 
     def _attach(self, fd: Fd, mnt_ids: list[int]) -> None:
-        attach(fd, self._target)
-        if self._recursive:
-            try:
+        try:
+            attach(fd, unfollowed(self._target))
+            if self._recursive:
                 mnt_ids += listmount(mnt_ids[0])
-            except OSError:
-                umount2(f"/proc/self/fd/{fd}", MNT_DETACH)  # nobody uses any of them yet
-                raise
-        # Once more: below a shared mount, what is attached becomes shared.
+        except BaseException:
+            if self._recursive:
+                with suppress(OSError):  # it was not attached; else, nobody uses any of them yet
+                    umount2(f"/proc/self/fd/{fd}", MNT_DETACH)
+            raise
+        # Not earlier: below a shared mount, what is attached becomes shared.
         _set_propagation(fd, self._propagation, self._recursive)
 
     @contextmanager
@@ -137,9 +154,7 @@ class Mounting(AbstractContextManager[Mount]):
         try:
             yield
         except OSError as error:
-            # A descriptor that the caller has not seen names nothing.
-            if not isinstance(error.filename, (str, bytes)):
-                error.filename = self._target
+            _complete(error, self._target)
             error.add_note(f"{self._about} at {self._target!r}")
             raise
 
@@ -198,9 +213,9 @@ def mounted(
     is, and nothing that was put on top of it or in its place; if that fails for half a second, say
     with EBUSY because the block has left a file open, the block raises the error.
 
-    Beginning the block raises :exc:`OSError` with the kernel's own words as notes and in
-    ``messages``: what :func:`fsopen`, :func:`fsconfig`, :func:`fsmount` and :func:`move_mount`
-    raise. A symlink as *target* is not followed (EINVAL). Linux 6.8.
+    Beginning the block raises :exc:`OSError` with the kernel's own words, if there are any, as
+    notes and in ``messages``: what :func:`fsopen`, :func:`fsconfig`, :func:`fsmount` and
+    :func:`move_mount` raise. A symlink as *target* is not followed (EINVAL). Linux 6.8.
     """
     text_bytes("mounted()", "fs_type", fs_type)
     settings = _settings(options, fs_options)
@@ -247,13 +262,16 @@ def bind(
     *idmap* are then for all of them. *idmap*: the descriptor of a user namespace, or a pair of maps
     as :func:`idmap_userns` takes them. *keep*: stay mounted after the block.
 
-    What is mounted below a shared *source* later comes up here as well. The reverse is true only
-    without *recursive*: at the end, the mounts below would be unmounted at the source, too.
+    What is mounted below a shared *source* meanwhile comes up here as well, and keeps this mount
+    busy at the end; with ``MS_PRIVATE`` it does not. The reverse is true only without *recursive*:
+    else the end would unmount what is below the source, too.
 
     The block gets a :class:`Mount`, which it unmounts as :func:`mounted` does. Raises what
     :func:`open_tree`, :func:`idmap_userns`, :func:`mount_setattr` and :func:`move_mount` raise.
     Linux 6.8.
     """
+    if attr & MOUNT_ATTR_IDMAP:
+        raise ValueError("MOUNT_ATTR_IDMAP is set by idmap")
     if isinstance(idmap, tuple):
         for side, mappings in zip(("uid_map", "gid_map"), idmap, strict=True):
             checked_map(side, mappings)
@@ -272,7 +290,6 @@ def bind(
             if recursive:
                 # Were they peers, to unmount what is below this would unmount what is below that.
                 _set_propagation(tree, MS_SLAVE, recursive)
-            _set_propagation(tree, propagation, recursive)
         except BaseException:
             tree.close()
             raise
@@ -336,17 +353,17 @@ def remount(
     They are given as for :func:`mounted`: ``ro=True``, ``size="2G"``. What belongs to the mount and
     not to the filesystem, :func:`set_attr` changes. A symlink at *target* is not followed.
 
-    Raises :exc:`OSError` as :func:`fspick` and :func:`fsconfig` do. Linux 5.2.
+    Raises :exc:`OSError` with ``messages``, as :func:`fspick` and :func:`fsconfig` do. Linux 5.2.
     """
     settings = _settings(options, fs_options)
     try:
-        with fspick(AT_FDCWD, target, FSPICK_SYMLINK_NOFOLLOW | FSPICK_NO_AUTOMOUNT) as context:
+        flags = FSPICK_SYMLINK_NOFOLLOW | FSPICK_NO_AUTOMOUNT
+        with fspick(AT_FDCWD, unfollowed(target), flags) as context:
             for setting in settings:
                 _configure(context, setting)
             fsconfig(fs_fd=context, cmd=FSCONFIG_CMD_RECONFIGURE)
     except OSError as error:
-        if error.filename is None:
-            error.filename = os.fspath(target)
+        _complete(error, os.fspath(target))
         raise
 
 
@@ -372,14 +389,14 @@ def set_attr(
     dirfd: FileDescriptorLike
     path: StrOrBytesPath
     if isinstance(target, (str, bytes, os.PathLike)):
-        dirfd, path, flags = AT_FDCWD, target, AT_SYMLINK_NOFOLLOW
+        dirfd, path, flags = AT_FDCWD, unfollowed(target), AT_SYMLINK_NOFOLLOW
     else:
         dirfd, path, flags = target, "", AT_EMPTY_PATH
     mount_setattr(
         dirfd=dirfd,
         path=path,
         attr_set=attr,
-        attr_clr=clear | _replaced(attr),
+        attr_clr=clear | _replaced(attr | clear),
         propagation=propagation,
         flags=flags | (AT_RECURSIVE if recursive else 0),
     )
@@ -388,6 +405,15 @@ def set_attr(
 def _replaced(attr: int) -> int:
     """What must be cleared for *attr* to be set."""
     return MOUNT_ATTR__ATIME if attr & MOUNT_ATTR__ATIME else 0
+
+
+def _complete(error: OSError, target: str | bytes) -> None:
+    """Give an error what all errors of mounting have: a file's name, and the kernel's messages."""
+    # A descriptor that the caller has not seen names nothing.
+    if not isinstance(error.filename, (str, bytes)):
+        error.filename = target
+    if not hasattr(error, "messages"):
+        error.messages = ()  # type: ignore[attr-defined]
 
 
 def _settings(
@@ -496,6 +522,8 @@ def _set_propagation(tree: Fd, propagation: int, recursive: bool) -> None:
 
 def _make_directories(path: str, undo: ExitStack) -> None:
     """Make the directories that lack, and have *undo* remove them if they are empty."""
+    if not os.path.isabs(path):
+        path = os.path.join(os.getcwd(), path)
     missing = []
     while not os.path.lexists(path):
         missing.append(path)
@@ -505,9 +533,17 @@ def _make_directories(path: str, undo: ExitStack) -> None:
             os.mkdir(each)
         except FileExistsError:
             continue  # somebody else was quicker
-        undo.callback(_remove_directory, each)
+        parent, name = os.path.split(each)
+        made = os.lstat(each)
+        undo.callback(_remove_directory, parent, name, os.stat(parent), made)
 
 
-def _remove_directory(path: str) -> None:
-    with suppress(OSError):  # others may use it by now
-        os.rmdir(path)
+def _remove_directory(
+    parent: str, name: str, its_parent: os.stat_result, made: os.stat_result
+) -> None:
+    """Remove a directory that was made, and no other that has come in its place."""
+    with suppress(OSError), Fd(os.open(parent, os.O_PATH | os.O_DIRECTORY)) as directory:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        same_parent = os.path.samestat(os.stat(directory), its_parent)
+        if same_parent and os.path.samestat(found, made):
+            os.rmdir(name, dir_fd=directory)  # which fails if others use it by now

@@ -4,7 +4,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from .._native import ffi, lib
@@ -122,6 +122,15 @@ def mount_batches(
             yield batch
 
 
+def statmounts(
+    ids: Sequence[int], mask: int, *, mnt_ns: FileDescriptorLike | None = None
+) -> Iterator[StatmountResult]:
+    """Those of the mounts *ids* that still exist, each as :func:`statmount` describes it."""
+    batches = StatmountBatches(ids, mask, _namespace("statmount", mnt_ns))
+    while batches.left:
+        yield from batches.next_batch()
+
+
 def open_mount_by_id(mount_id: int, flags: int = os.O_DIRECTORY) -> Fd:
     """Open the root of the mount with the unique id *mount_id*.
 
@@ -141,7 +150,7 @@ def open_mount_by_id(mount_id: int, flags: int = os.O_DIRECTORY) -> Fd:
         root = open_long(mnt_point)
     except OSError as error:
         # The path was right a moment ago: what is wrong with it now is a race.
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             error.filename = mnt_point
             raise
         raise _lost(errno.ESTALE, mount_id, mnt_point, error.strerror) from error

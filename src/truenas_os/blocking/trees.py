@@ -75,7 +75,12 @@ class TreeOfMounts:
             else:
                 self._roots.append(mount)
         self._cut_cycles()
-        self._at = {(mount.mnt_parent_id, mount.mnt_point): mount for mount in self}
+        # The root of a namespace may be its own parent.
+        self._at = {
+            (mount.mnt_parent_id, mount.mnt_point): mount
+            for mount in self
+            if mount.mnt_parent_id != mount.mnt_id
+        }
 
     def _cut_cycles(self) -> None:
         # Mounts that were moved while the table was read may name each other as parents.
@@ -197,13 +202,17 @@ class TreeOfMounts:
             at = {self.root.mnt_id}
         else:  # a directory below the root of a mount that is not listed
             at = {mount.mnt_parent_id for mount in self._roots}
+        passed = at.copy()
         for point in _prefixes(path):
             # A lookup begins at the process's root, and not at what is mounted on that.
             if point == "/" != path:
                 continue
             while found := [self._at[id_, point] for id_ in at if (id_, point) in self._at]:
-                yield found[0]
                 at = {found[0].mnt_id}
+                if at <= passed:
+                    break  # two that were moved while the table was read
+                passed |= at
+                yield found[0]
 
     def __str__(self) -> str:
         """A table as that of :manpage:`findmnt(8)`."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from .arguments import StrOrBytesPath
+from .arguments import StrOrBytesPath, unfollowed
 from .fds import Fd
 from .files import statx
 from .flags import (
@@ -25,10 +25,10 @@ from .flags import (
     UMOUNT_NOFOLLOW,
 )
 from .mountapi import umount2
-from .mounts import listmount, open_long, open_mount_by_id, statmount
+from .mounts import listmount, open_long, open_mount_by_id, statmount, statmounts
 from .trees import mount_tree
 
-# Looking for what is mounted must not wait for a server, nor mount anything.
+# Looking for what is mounted is not to ask a server, nor to mount anything.
 _LOOK = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC
 _FEW = 8
 # Seconds for which the end of a block tries again to unmount what it mounted.
@@ -61,58 +61,61 @@ def umount(
     """
     if lazy and lazy_fallback:
         raise ValueError("lazy and lazy_fallback exclude each other")
+    target = unfollowed(target)
     flags = UMOUNT_NOFOLLOW | (MNT_FORCE if force else 0)
     if lazy:
         umount2(target, flags | MNT_DETACH)
     elif recursive:
         _unmount_tree(target, lazy_fallback, force)
     else:
-        _unmount_top(target, lazy_fallback, flags)
-
-
-def _unmount_top(target: StrOrBytesPath, lazy_fallback: bool, flags: int) -> None:
-    try:
-        umount2(target, flags)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        mnt_id = _mount_at(target)
-        if not _explained(error, mnt_id) and lazy_fallback:
-            _detach(mnt_id)
-        else:
-            raise
+        try:
+            umount2(target, flags)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            _detach_or_raise(error, _mount_at(target), lazy_fallback)
 
 
 def _unmount_tree(target: StrOrBytesPath, lazy_fallback: bool, force: bool) -> None:
     top = _mount_at(target)
-    for _ in range(_PASSES):
+    name = os.fsdecode(target)
+    for attempt in range(_PASSES):
         tree = mount_tree(mask=0)
         if top not in tree:
+            if attempt == 0 and _mount_at(target) == top:
+                why = "it is not in this mount namespace, or not below this process's root"
+                raise _failed(errno.EINVAL, top, name, why)
             return
         ids = [top, *(mount.mnt_id or 0 for mount in tree.descendants(top))]
         errors = []
         # From parents first to children first.
         for mnt_id in reversed(ids):
             try:
-                _unmount_one(mnt_id, lazy_fallback, force)
+                unmount(mnt_id, lazy_fallback=lazy_fallback, force=force)
             except OSError as error:
                 errors.append(error)
         if not errors:
             return
         if len(errors) == len(ids):
             break  # nothing to hope for from another look at the tree
-    name = os.fsdecode(target)
     raise ExceptionGroup(f"{name}: {len(errors)} of {len(ids)} mounts are still there", errors)
 
 
-def _unmount_one(mnt_id: int, lazy_fallback: bool, force: bool) -> None:
-    try:
-        unmount(mnt_id, force=force)
-    except OSError as error:
-        if lazy_fallback and error.errno == errno.EBUSY and not listmount(mnt_id):
-            _detach(mnt_id)
-        else:
-            raise
+def _detach_or_raise(error: OSError, mnt_id: int, lazy_fallback: bool) -> None:
+    """Detach what is busy because it is in use; else raise *error*, with the mounts below it."""
+    if error.errno == errno.EINVAL:
+        error.add_note("it may be locked: it then goes with what it is mounted on, lazily")
+    if error.errno == errno.EBUSY:
+        below = listmount(mnt_id)
+        if lazy_fallback and not below:
+            detach(mnt_id)
+            return
+        if below:
+            found = statmounts(below[:_FEW], STATMOUNT_MNT_POINT)
+            points = ", ".join(mount.mnt_point or "?" for mount in found)
+            more = f", and {len(below) - _FEW} more" if len(below) > _FEW else ""
+            error.add_note(f"mounts are below it: {points}{more}")
+    raise error
 
 
 def _mount_at(target: StrOrBytesPath) -> int:
@@ -124,7 +127,7 @@ def _mount_at(target: StrOrBytesPath) -> int:
     return found.stx_mnt_id
 
 
-def unmount(mnt_id: int, *, force: bool = False) -> None:
+def unmount(mnt_id: int, *, lazy_fallback: bool = False, force: bool = False) -> None:
     """Unmount the mount with that unique id wherever it is; nothing, if it is gone already.
 
     What was put on top of it or in its place is not unmounted: the kernel marks the mount that is
@@ -138,15 +141,14 @@ def unmount(mnt_id: int, *, force: bool = False) -> None:
         for attempt in range(_MARKS):
             point = _mount_point(mnt_id)
             if point is None:
-                return
+                return None
             try:
                 if _unmount_at(point, mnt_id, force):
-                    return
+                    return None
             except OSError as error:
                 if _mount_point(mnt_id) == point and not _is_renamed(error):
                     error.filename = point
-                    _explained(error, mnt_id)
-                    raise
+                    return _detach_or_raise(error, mnt_id, lazy_fallback)
             if attempt > 4:
                 time.sleep(0.001)
     why = "it is covered, or being used or moved all the time"
@@ -167,7 +169,7 @@ def _mount_point(mnt_id: int) -> str | None:
 
 def _is_renamed(error: OSError) -> bool:
     # Or hidden by a mount above it.
-    return isinstance(error, (FileNotFoundError, NotADirectoryError))
+    return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 def _unmount_at(point: str, mnt_id: int, force: bool) -> bool:
@@ -195,12 +197,16 @@ def _expire(path: str) -> bool:
     return True
 
 
-def _detach(mnt_id: int) -> None:
+def detach(mnt_id: int) -> None:
+    """Detach the mount with that unique id and all below it; nothing, if it is gone already."""
     point = _mount_point(mnt_id)
     if point is None:
         return
     with open_mount_by_id(mnt_id, os.O_PATH) as root:
-        umount2(_path_of(root) or point, MNT_DETACH)
+        if path := _path_of(root):
+            umount2(path, MNT_DETACH)
+        else:
+            umount2(point, MNT_DETACH | UMOUNT_NOFOLLOW)
 
 
 def _path_of(fd: Fd, *names: str) -> str | None:
@@ -249,49 +255,47 @@ os.register_at_fork(after_in_child=_start_afresh)
 
 
 def unmount_patiently(mnt_ids: Sequence[int]) -> None:
-    """Unmount what a block has mounted, these and no others.
+    """Unmount what a block has mounted, these and no others; the first is above all others.
 
     A call that was cancelled in the block may use a mount for a moment still, and what failed for
     want of memory or descriptors may succeed: the error is final when it stays for half a second.
     """
     deadline = time.monotonic() + _PATIENCE
     delay = 0.001
-    while True:
-        try:
-            for mnt_id in _children_first(mnt_ids):
-                unmount(mnt_id)
+    while error := _unmount_all(mnt_ids):
+        if error.errno == errno.EINVAL and set(listmount(mnt_ids[0])) <= set(mnt_ids):
+            # Locked by a user namespace: they go together or not at all.
+            detach(mnt_ids[0])
             return
-        except OSError:
-            if time.monotonic() >= deadline:
-                raise
+        if time.monotonic() >= deadline:
+            raise error
         time.sleep(delay)
         delay = min(2 * delay, 0.05)
+
+
+def _unmount_all(mnt_ids: Sequence[int]) -> OSError | None:
+    """Unmount all that can be unmounted; the result is the first error."""
+    first = None
+    try:
+        for mnt_id in _children_first(mnt_ids):
+            try:
+                unmount(mnt_id)
+            except OSError as error:
+                first = first or error
+    except OSError as error:
+        first = first or error
+    return first
 
 
 def _children_first(mnt_ids: Sequence[int]) -> Sequence[int]:
     if len(mnt_ids) < 2:
         return mnt_ids
-    tree = mount_tree(mask=0)
-    order = [mount.mnt_id or 0 for mount in tree.depth_first() if mount.mnt_id in mnt_ids]
-    return order[::-1]
+    ours = frozenset(mnt_ids)
+    order = [mount.mnt_id or 0 for mount in mount_tree(mask=0).depth_first()]
+    return [mnt_id for mnt_id in reversed(order) if mnt_id in ours]
 
 
 def _failed(code: int, mnt_id: int, point: str | None, why: str) -> OSError:
     error = OSError(code, os.strerror(code), point)
     error.add_note(f"mount {mnt_id} cannot be unmounted: {why}")
     return error
-
-
-def _explained(error: OSError, mnt_id: int) -> bool:
-    """Whether mounts below it are what makes a mount busy; they are then in a note of *error*."""
-    if error.errno != errno.EBUSY:
-        return False
-    try:
-        below = listmount(mnt_id)
-        points = [statmount(each, STATMOUNT_MNT_POINT).mnt_point or "?" for each in below[:_FEW]]
-    except OSError:
-        return False  # they come and go
-    if below:
-        more = f", and {len(below) - _FEW} more" if len(below) > _FEW else ""
-        error.add_note(f"mounts are below it: {', '.join(points)}{more}")
-    return bool(below)

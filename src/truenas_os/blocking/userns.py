@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """User namespaces that exist to map ids."""
 
+import errno
 import operator
 import os
 from collections.abc import Sequence
@@ -28,22 +29,40 @@ def idmap_userns(uid_map: IdMap, gid_map: IdMap) -> Fd:
     100005 in an idmapped mount. Each map has 1 to 340 ranges that do not overlap.
 
     Raises :exc:`ValueError` for maps that the kernel would refuse; :exc:`OSError`: EPERM (it needs
-    CAP_SETUID and CAP_SETGID, and the outer ids must exist in this user namespace), EACCES (this
-    process is not dumpable), ENOSPC and EUSERS (too many user namespaces, or too deeply nested),
-    EAGAIN. :manpage:`user_namespaces(7)`. Linux 5.5.
+    CAP_SETUID and CAP_SETGID, the outer ids must exist in this user namespace, and the root must
+    not have been changed with chroot), EACCES (this process is not dumpable), ENOSPC and EUSERS
+    (too many user namespaces, or too deeply nested), EAGAIN. :manpage:`user_namespaces(7)`.
+    Linux 5.5.
     """
     maps = {"uid_map": checked_map("uid_map", uid_map), "gid_map": checked_map("gid_map", gid_map)}
     pidfd = ffi.new("int *", -1)
-    while (pid := lib.tos_userns_child(pidfd)) < 0:
-        check(pid, "clone3", notes=("CLONE_NEWUSER",))
-    with Fd(pidfd[0]) as child:
-        try:
-            for name, content in maps.items():
-                _write(f"/proc/{pid}/{name}", content)
-            return openat2(AT_FDCWD, f"/proc/{pid}/ns/user", os.O_RDONLY)
-        finally:
-            while (ret := lib.tos_end_child(child)) < 0:
-                check(ret, "waitid")
+    try:
+        while (ret := lib.tos_userns_child(pidfd)) < 0:
+            check(ret, "clone3", notes=("CLONE_NEWUSER, which a changed root forbids",))
+        child = _directory_of(pidfd[0])
+        for name, content in maps.items():
+            _write(f"{child}/{name}", content)
+        return openat2(AT_FDCWD, f"{child}/ns/user", os.O_RDONLY)
+    finally:
+        _end(pidfd[0])
+
+
+def _directory_of(pidfd: int) -> str:
+    # By its number in this /proc, which may be that of another pid namespace.
+    with open(f"/proc/self/fdinfo/{pidfd}") as info:
+        pid = int(info.read().partition("\nPid:")[2].split()[0])
+    if pid <= 0:
+        note = "/proc is that of a pid namespace in which this process does not exist"
+        check(-errno.ENOENT, "openat2", "/proc", notes=(note,))
+    return f"/proc/{pid}"
+
+
+def _end(pidfd: int) -> None:
+    if pidfd >= 0:
+        # Nothing but a signal keeps it from being killed and reaped, at the latest with its thread.
+        while lib.tos_end_child(pidfd) == -errno.EINTR:
+            pass
+        Fd(pidfd).close()
 
 
 def checked_map(name: str, mappings: IdMap) -> bytes:

@@ -12,7 +12,7 @@ from ..blocking import IdmapMapping, MountAttr
 
 _DESCRIPTION = """\
 Bind SOURCE, a directory or a file, to TARGET, which must exist and be of the same kind. Symlinks in
-SOURCE are followed, TARGET may be none.
+SOURCE are followed, a symlink as TARGET is not.
 """
 _EPILOG = """\
 A MAPPING is KIND:INSIDE:OUTSIDE:LENGTH. Of so many ids, what is INSIDE on the filesystem shows as
@@ -54,17 +54,18 @@ def register(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     try:
-        with blocking.bind(
+        mounting = blocking.bind(
             arguments.source,
             arguments.target,
             recursive=arguments.recursive,
             attr=MountAttr.RDONLY if arguments.ro else 0,
             idmap=_idmap(arguments.idmap) if arguments.idmap else None,
             keep=True,
-        ):
-            pass
-    except ValueError as error:
+        )
+    except (TypeError, ValueError) as error:
         parser.error(str(error))
+    with mounting:
+        pass
 
 
 def _mapping(text: str) -> tuple[str, IdmapMapping]:

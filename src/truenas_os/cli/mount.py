@@ -65,7 +65,7 @@ def register(commands: "argparse._SubParsersAction[Any]") -> None:
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     try:
         attr, loop, options = _sorted(arguments.options)
-        with blocking.mounted(
+        mounting = blocking.mounted(
             arguments.fs_type,
             arguments.target,
             source=arguments.source,
@@ -74,10 +74,11 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
             loop=loop,
             keep=True,
             options=options,
-        ):
-            pass
+        )
     except (TypeError, ValueError) as error:
         parser.error(str(error))
+    with mounting:
+        pass
 
 
 def _words(text: str) -> list[str]:
