@@ -62,14 +62,15 @@ def test_no_module_bears_the_name_of_a_public_function():
 
 
 def test_the_faces_have_the_same_names():
-    assert set(truenas_os.__all__) - set(blocking.__all__) == {"set_thread_limit"}
+    assert set(truenas_os.__all__) - set(blocking.__all__) == {"AsyncFile", "set_thread_limit"}
     assert set(blocking.__all__) <= set(truenas_os.__all__)
     assert len(truenas_os.__all__) == len(set(truenas_os.__all__))
 
 
 @pytest.mark.parametrize(
     "name",
-    "iter_mount listmount mount_of open_mount_by_id openat2 renameat2 statmount statx".split(),
+    "iter_mount listmount mount_of open_mount_by_id openat2 renameat2 statmount statx "
+    "exchange link_tmpfile rename_noreplace safe_open".split(),
 )
 def test_the_faces_have_the_same_signatures(name):
     ours, theirs = getattr(truenas_os, name), getattr(blocking, name)

@@ -9,33 +9,48 @@ does not fit the kernel's type an :exc:`OverflowError`, as in :mod:`os`.
 
 from ._threads import set_thread_limit
 from .blocking import flags
+from .blocking.errors import SymlinkInPathError
 from .blocking.flags import *
-from .blocking.results import IdmapMapping, StatmountResult, StatxResult
+from .blocking.results import (
+    IdmapMapping,
+    StatmountResult,
+    StatxResult,
+)
 from .calls import (
+    exchange,
     iter_mount,
+    link_tmpfile,
     listmount,
     mount_of,
     open_mount_by_id,
     openat2,
+    rename_noreplace,
     renameat2,
     statmount,
     statx,
 )
 from .fds import Fd
 from .filehandle import fhandle
+from .safefiles import AsyncFile, safe_open
 
 __all__ = [
+    "AsyncFile",
     "Fd",
     "IdmapMapping",
     "StatmountResult",
     "StatxResult",
+    "SymlinkInPathError",
+    "exchange",
     "fhandle",
     "iter_mount",
+    "link_tmpfile",
     "listmount",
     "mount_of",
     "open_mount_by_id",
     "openat2",
+    "rename_noreplace",
     "renameat2",
+    "safe_open",
     "set_thread_limit",
     "statmount",
     "statx",

@@ -36,6 +36,9 @@ open_mount_by_id: Final = _opening(blocking.open_mount_by_id)
 openat2: Final = _opening(blocking.openat2)
 statx: Final = in_thread(blocking.statx)
 renameat2: Final = changing(blocking.renameat2)
+exchange: Final = changing(blocking.exchange)
+rename_noreplace: Final = changing(blocking.rename_noreplace)
+link_tmpfile: Final = changing(blocking.link_tmpfile)
 
 
 @in_thread

@@ -5,11 +5,17 @@ from pathlib import Path
 
 from cffi import FFI
 
-TOPICS = ("sys", "files", "filehandle", "mounts")
+TOPICS = ("sys", "files", "filehandle", "mounts", "safefiles")
 # The system calls made, whose numbers the tests use to make them fail.
 SYSCALLS = (
     "close",
+    "fchmod",
+    "fchown",
+    "fcntl",
+    "flock",
+    "fsync",
     "ioctl",
+    "linkat",
     "listmount",
     "name_to_handle_at",
     "open_by_handle_at",
@@ -17,6 +23,7 @@ SYSCALLS = (
     "renameat2",
     "statmount",
     "statx",
+    "unlinkat",
 )
 
 here = Path(__file__).parent

@@ -24,14 +24,31 @@
  * here are numbered by architecture, and every C library that can build this knows them as SYS_*.
  */
 #define TOS_SYS_close SYS_close
+#define TOS_SYS_fchmod SYS_fchmod
+#define TOS_SYS_flock SYS_flock
+#define TOS_SYS_fsync SYS_fsync
 #define TOS_SYS_ioctl SYS_ioctl
+#define TOS_SYS_linkat SYS_linkat
 #define TOS_SYS_name_to_handle_at SYS_name_to_handle_at
 #define TOS_SYS_open_by_handle_at SYS_open_by_handle_at
 #define TOS_SYS_renameat2 SYS_renameat2
 #define TOS_SYS_statx SYS_statx
+#define TOS_SYS_unlinkat SYS_unlinkat
 #define TOS_SYS_openat2 437
 #define TOS_SYS_statmount 457
 #define TOS_SYS_listmount 458
+
+/* Where these once were too small, the calls that are not have names of their own. */
+#ifdef SYS_fcntl64
+#define TOS_SYS_fcntl SYS_fcntl64
+#else
+#define TOS_SYS_fcntl SYS_fcntl
+#endif
+#ifdef SYS_fchown32
+#define TOS_SYS_fchown SYS_fchown32
+#else
+#define TOS_SYS_fchown SYS_fchown
+#endif
 
 /* openat2(2) */
 struct tos_open_how {
@@ -88,6 +105,8 @@ _Static_assert(sizeof(struct tos_statx) == 256, "struct statx");
 _Static_assert(offsetof(struct tos_statx, stx_mnt_id) == 0x90, "struct statx");
 _Static_assert(offsetof(struct tos_statx, stx_subvol) == 0xa0, "struct statx");
 _Static_assert(offsetof(struct tos_statx, spare3) == 0xc0, "struct statx");
+
+#define TOS_STATX_TYPE 1
 
 /* listmount(2), statmount(2). mnt_ns_fd is Linux 6.18, mnt_ns_id 6.11; both are 0 if unused. */
 struct tos_mnt_id_req {
