@@ -39,6 +39,10 @@ renameat2: Final = changing(blocking.renameat2)
 exchange: Final = changing(blocking.exchange)
 rename_noreplace: Final = changing(blocking.rename_noreplace)
 link_tmpfile: Final = changing(blocking.link_tmpfile)
+getxattr: Final = in_thread(blocking.getxattr)
+listxattr: Final = in_thread(blocking.listxattr)
+setxattr: Final = changing(blocking.setxattr)
+removexattr: Final = changing(blocking.removexattr)
 
 
 @in_thread

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cffi import FFI
 
-TOPICS = ("sys", "files", "filehandle", "mounts", "safefiles")
+TOPICS = ("sys", "files", "filehandle", "mounts", "safefiles", "xattrs")
 # The system calls made, whose numbers the tests use to make them fail.
 SYSCALLS = (
     "close",
@@ -14,13 +14,21 @@ SYSCALLS = (
     "fcntl",
     "flock",
     "fsync",
+    "getxattr",
+    "getxattrat",
     "ioctl",
     "linkat",
     "listmount",
+    "listxattr",
+    "listxattrat",
     "name_to_handle_at",
     "open_by_handle_at",
     "openat2",
+    "removexattr",
+    "removexattrat",
     "renameat2",
+    "setxattr",
+    "setxattrat",
     "statmount",
     "statx",
     "unlinkat",

@@ -27,16 +27,24 @@
 #define TOS_SYS_fchmod SYS_fchmod
 #define TOS_SYS_flock SYS_flock
 #define TOS_SYS_fsync SYS_fsync
+#define TOS_SYS_getxattr SYS_getxattr
 #define TOS_SYS_ioctl SYS_ioctl
 #define TOS_SYS_linkat SYS_linkat
+#define TOS_SYS_listxattr SYS_listxattr
 #define TOS_SYS_name_to_handle_at SYS_name_to_handle_at
 #define TOS_SYS_open_by_handle_at SYS_open_by_handle_at
+#define TOS_SYS_removexattr SYS_removexattr
 #define TOS_SYS_renameat2 SYS_renameat2
+#define TOS_SYS_setxattr SYS_setxattr
 #define TOS_SYS_statx SYS_statx
 #define TOS_SYS_unlinkat SYS_unlinkat
 #define TOS_SYS_openat2 437
 #define TOS_SYS_statmount 457
 #define TOS_SYS_listmount 458
+#define TOS_SYS_setxattrat 463
+#define TOS_SYS_getxattrat 464
+#define TOS_SYS_listxattrat 465
+#define TOS_SYS_removexattrat 466
 
 /* Where these once were too small, the calls that are not have names of their own. */
 #ifdef SYS_fcntl64
@@ -183,5 +191,13 @@ _Static_assert(sizeof(struct tos_file_handle) == 8, "struct file_handle");
 
 #define TOS_MAX_HANDLE_SZ 128
 #define TOS_AT_HANDLE_MNT_ID_UNIQUE 0x1
+
+/* setxattrat(2), getxattrat(2) */
+struct tos_xattr_args {
+	uint64_t value;
+	uint32_t size;
+	uint32_t flags;
+};
+_Static_assert(sizeof(struct tos_xattr_args) == 16, "struct xattr_args");
 
 #endif

@@ -17,6 +17,7 @@ from .results import (
     StatxResult,
 )
 from .safefiles import exchange, link_tmpfile, rename_noreplace, safe_open
+from .xattrs import getxattr, listxattr, removexattr, setxattr
 
 __all__ = [
     "Fd",
@@ -26,15 +27,19 @@ __all__ = [
     "SymlinkInPathError",
     "exchange",
     "fhandle",
+    "getxattr",
     "iter_mount",
     "link_tmpfile",
     "listmount",
+    "listxattr",
     "mount_of",
     "open_mount_by_id",
     "openat2",
+    "removexattr",
     "rename_noreplace",
     "renameat2",
     "safe_open",
+    "setxattr",
     "statmount",
     "statx",
 ]

@@ -9,11 +9,15 @@ from .flags import AT_FDCWD
 
 # The Linux version that brought each system call.
 _SINCE = {
+    "getxattrat": "6.13",
     "listmount": "6.8",
+    "listxattrat": "6.13",
     "name_to_handle_at": "2.6.39",
     "open_by_handle_at": "2.6.39",
     "openat2": "5.6",
+    "removexattrat": "6.13",
     "renameat2": "3.15",
+    "setxattrat": "6.13",
     "statmount": "6.8",
     "statx": "4.11",
 }

@@ -440,6 +440,17 @@ class ListmountFlag(IntFlag):
 LISTMOUNT_REVERSE: Final = ListmountFlag.REVERSE
 
 
+class XattrFlag(IntFlag):
+    """Flags of :func:`setxattr` (``XATTR_*``)."""
+
+    CREATE = 1
+    REPLACE = 2
+
+
+XATTR_CREATE: Final = XattrFlag.CREATE
+XATTR_REPLACE: Final = XattrFlag.REPLACE
+
+
 __all__ = [
     "AT_EACCESS",
     "AT_EMPTY_PATH",
@@ -614,4 +625,7 @@ __all__ = [
     "StatxMask",
     "UMOUNT_NOFOLLOW",
     "UmountFlag",
+    "XATTR_CREATE",
+    "XATTR_REPLACE",
+    "XattrFlag",
 ]
