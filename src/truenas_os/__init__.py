@@ -12,12 +12,15 @@ from .blocking import flags
 from .blocking.errors import SymlinkInPathError
 from .blocking.flags import *
 from .blocking.results import (
+    FileAttr,
     IdmapMapping,
     StatmountResult,
     StatxResult,
 )
 from .calls import (
     exchange,
+    file_getattr,
+    file_setattr,
     getxattr,
     iter_mount,
     link_tmpfile,
@@ -40,12 +43,15 @@ from .safefiles import AsyncFile, safe_open
 __all__ = [
     "AsyncFile",
     "Fd",
+    "FileAttr",
     "IdmapMapping",
     "StatmountResult",
     "StatxResult",
     "SymlinkInPathError",
     "exchange",
     "fhandle",
+    "file_getattr",
+    "file_setattr",
     "getxattr",
     "iter_mount",
     "link_tmpfile",

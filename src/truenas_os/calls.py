@@ -43,6 +43,8 @@ getxattr: Final = in_thread(blocking.getxattr)
 listxattr: Final = in_thread(blocking.listxattr)
 setxattr: Final = changing(blocking.setxattr)
 removexattr: Final = changing(blocking.removexattr)
+file_getattr: Final = in_thread(blocking.file_getattr)
+file_setattr: Final = changing(blocking.file_setattr)
 
 
 @in_thread

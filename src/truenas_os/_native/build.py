@@ -5,13 +5,15 @@ from pathlib import Path
 
 from cffi import FFI
 
-TOPICS = ("sys", "files", "filehandle", "mounts", "safefiles", "xattrs")
+TOPICS = ("sys", "files", "filehandle", "mounts", "safefiles", "xattrs", "attributes")
 # The system calls made, whose numbers the tests use to make them fail.
 SYSCALLS = (
     "close",
     "fchmod",
     "fchown",
     "fcntl",
+    "file_getattr",
+    "file_setattr",
     "flock",
     "fsync",
     "getxattr",

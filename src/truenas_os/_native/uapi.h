@@ -45,6 +45,8 @@
 #define TOS_SYS_getxattrat 464
 #define TOS_SYS_listxattrat 465
 #define TOS_SYS_removexattrat 466
+#define TOS_SYS_file_getattr 468
+#define TOS_SYS_file_setattr 469
 
 /* Where these once were too small, the calls that are not have names of their own. */
 #ifdef SYS_fcntl64
@@ -199,5 +201,29 @@ struct tos_xattr_args {
 	uint32_t flags;
 };
 _Static_assert(sizeof(struct tos_xattr_args) == 16, "struct xattr_args");
+
+/* file_getattr(2), file_setattr(2) */
+struct tos_file_attr {
+	uint64_t fa_xflags;
+	uint32_t fa_extsize;
+	uint32_t fa_nextents;
+	uint32_t fa_projid;
+	uint32_t fa_cowextsize;
+};
+_Static_assert(sizeof(struct tos_file_attr) == 24, "struct file_attr");
+
+/* The same by ioctl(2) on the file */
+struct tos_fsxattr {
+	uint32_t fsx_xflags;
+	uint32_t fsx_extsize;
+	uint32_t fsx_nextents;
+	uint32_t fsx_projid;
+	uint32_t fsx_cowextsize;
+	unsigned char fsx_pad[8];
+};
+_Static_assert(sizeof(struct tos_fsxattr) == 28, "struct fsxattr");
+
+#define TOS_FS_IOC_FSGETXATTR _IOR('X', 31, struct tos_fsxattr)
+#define TOS_FS_IOC_FSSETXATTR _IOW('X', 32, struct tos_fsxattr)
 
 #endif

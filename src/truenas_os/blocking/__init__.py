@@ -5,6 +5,7 @@
 """
 
 from . import flags
+from .attributes import file_getattr, file_setattr
 from .errors import SymlinkInPathError
 from .fds import Fd
 from .filehandle import fhandle
@@ -12,6 +13,7 @@ from .files import openat2, renameat2, statx
 from .flags import *
 from .mounts import iter_mount, listmount, mount_of, open_mount_by_id, statmount
 from .results import (
+    FileAttr,
     IdmapMapping,
     StatmountResult,
     StatxResult,
@@ -21,12 +23,15 @@ from .xattrs import getxattr, listxattr, removexattr, setxattr
 
 __all__ = [
     "Fd",
+    "FileAttr",
     "IdmapMapping",
     "StatmountResult",
     "StatxResult",
     "SymlinkInPathError",
     "exchange",
     "fhandle",
+    "file_getattr",
+    "file_setattr",
     "getxattr",
     "iter_mount",
     "link_tmpfile",

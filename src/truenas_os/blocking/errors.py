@@ -9,6 +9,8 @@ from .flags import AT_FDCWD
 
 # The Linux version that brought each system call.
 _SINCE = {
+    "file_getattr": "6.17",
+    "file_setattr": "6.17",
     "getxattrat": "6.13",
     "listmount": "6.8",
     "listxattrat": "6.13",
