@@ -70,8 +70,8 @@ def test_the_faces_have_the_same_names():
 @pytest.mark.parametrize(
     "name",
     "iter_mount listmount mount_of open_mount_by_id openat2 renameat2 statmount statx "
-    "exchange file_getattr file_setattr getxattr link_tmpfile listxattr removexattr "
-    "rename_noreplace safe_open setxattr".split(),
+    "check_access exchange file_getattr file_setattr getxattr link_tmpfile "
+    "listxattr removexattr rename_noreplace safe_open setxattr".split(),
 )
 def test_the_faces_have_the_same_signatures(name):
     ours, theirs = getattr(truenas_os, name), getattr(blocking, name)

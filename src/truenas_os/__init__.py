@@ -12,12 +12,15 @@ from .blocking import flags
 from .blocking.errors import SymlinkInPathError
 from .blocking.flags import *
 from .blocking.results import (
+    Access,
+    Credentials,
     FileAttr,
     IdmapMapping,
     StatmountResult,
     StatxResult,
 )
 from .calls import (
+    check_access,
     exchange,
     file_getattr,
     file_setattr,
@@ -41,13 +44,16 @@ from .filehandle import fhandle
 from .safefiles import AsyncFile, safe_open
 
 __all__ = [
+    "Access",
     "AsyncFile",
+    "Credentials",
     "Fd",
     "FileAttr",
     "IdmapMapping",
     "StatmountResult",
     "StatxResult",
     "SymlinkInPathError",
+    "check_access",
     "exchange",
     "fhandle",
     "file_getattr",

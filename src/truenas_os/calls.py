@@ -45,6 +45,7 @@ setxattr: Final = changing(blocking.setxattr)
 removexattr: Final = changing(blocking.removexattr)
 file_getattr: Final = in_thread(blocking.file_getattr)
 file_setattr: Final = changing(blocking.file_setattr)
+check_access: Final = in_thread(blocking.check_access)
 
 
 @in_thread

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from cffi import FFI
 
-TOPICS = ("sys", "files", "filehandle", "mounts", "safefiles", "xattrs", "attributes")
+TOPICS = ("sys", "files", "filehandle", "mounts", "safefiles", "xattrs", "attributes", "access")
 # The system calls made, whose numbers the tests use to make them fail.
 SYSCALLS = (
+    "clone",
     "close",
     "fchmod",
     "fchown",
@@ -34,6 +35,7 @@ SYSCALLS = (
     "statmount",
     "statx",
     "unlinkat",
+    "wait4",
 )
 
 here = Path(__file__).parent

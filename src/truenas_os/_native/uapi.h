@@ -23,6 +23,7 @@
  * The common table gives a call of Linux 5.1 or later one number everywhere. The older calls used
  * here are numbered by architecture, and every C library that can build this knows them as SYS_*.
  */
+#define TOS_SYS_clone SYS_clone
 #define TOS_SYS_close SYS_close
 #define TOS_SYS_fchmod SYS_fchmod
 #define TOS_SYS_flock SYS_flock
@@ -38,6 +39,7 @@
 #define TOS_SYS_setxattr SYS_setxattr
 #define TOS_SYS_statx SYS_statx
 #define TOS_SYS_unlinkat SYS_unlinkat
+#define TOS_SYS_wait4 SYS_wait4
 #define TOS_SYS_openat2 437
 #define TOS_SYS_statmount 457
 #define TOS_SYS_listmount 458
@@ -56,8 +58,14 @@
 #endif
 #ifdef SYS_fchown32
 #define TOS_SYS_fchown SYS_fchown32
+#define TOS_SYS_setgroups SYS_setgroups32
+#define TOS_SYS_setresgid SYS_setresgid32
+#define TOS_SYS_setresuid SYS_setresuid32
 #else
 #define TOS_SYS_fchown SYS_fchown
+#define TOS_SYS_setgroups SYS_setgroups
+#define TOS_SYS_setresgid SYS_setresgid
+#define TOS_SYS_setresuid SYS_setresuid
 #endif
 
 /* openat2(2) */
@@ -225,5 +233,21 @@ _Static_assert(sizeof(struct tos_fsxattr) == 28, "struct fsxattr");
 
 #define TOS_FS_IOC_FSGETXATTR _IOR('X', 31, struct tos_fsxattr)
 #define TOS_FS_IOC_FSSETXATTR _IOW('X', 32, struct tos_fsxattr)
+
+/* capset(2) */
+struct tos_cap_header {
+	uint32_t version;
+	int32_t pid;
+};
+struct tos_cap_data {
+	uint32_t effective;
+	uint32_t permitted;
+	uint32_t inheritable;
+};
+
+#define TOS_CAPABILITY_VERSION_3 0x20080522
+
+/* wait4(2): children of every kind, also those that end without a signal */
+#define TOS_WALL 0x40000000
 
 #endif

@@ -5,6 +5,7 @@
 """
 
 from . import flags
+from .access import check_access
 from .attributes import file_getattr, file_setattr
 from .errors import SymlinkInPathError
 from .fds import Fd
@@ -13,6 +14,8 @@ from .files import openat2, renameat2, statx
 from .flags import *
 from .mounts import iter_mount, listmount, mount_of, open_mount_by_id, statmount
 from .results import (
+    Access,
+    Credentials,
     FileAttr,
     IdmapMapping,
     StatmountResult,
@@ -22,12 +25,15 @@ from .safefiles import exchange, link_tmpfile, rename_noreplace, safe_open
 from .xattrs import getxattr, listxattr, removexattr, setxattr
 
 __all__ = [
+    "Access",
+    "Credentials",
     "Fd",
     "FileAttr",
     "IdmapMapping",
     "StatmountResult",
     "StatxResult",
     "SymlinkInPathError",
+    "check_access",
     "exchange",
     "fhandle",
     "file_getattr",

@@ -173,3 +173,25 @@ class FileAttr(NamedTuple):
     """The project id, for quotas."""
     fa_cowextsize: int
     """The extent size hint for copy on write, in bytes."""
+
+
+class Credentials(NamedTuple):
+    """An identity: numeric user, group and supplementary groups."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+class Access(NamedTuple):
+    """What the kernel says to an identity that wants to access a path."""
+
+    creds: Credentials
+    path: str
+    errno: int
+    """0 if it may, else why not: EACCES, EROFS, ..."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether it may."""
+        return self.errno == 0
