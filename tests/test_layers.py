@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,8 @@ def test_the_faces_have_the_same_names():
 @pytest.mark.parametrize(
     "name",
     "iter_mount listmount mount_of open_mount_by_id openat2 renameat2 statmount statx "
-    "check_access exchange file_getattr file_setattr getxattr link_tmpfile "
-    "listxattr removexattr rename_noreplace safe_open setxattr".split(),
+    "atomic_replace atomic_write check_access exchange file_getattr file_setattr getxattr "
+    "link_tmpfile listxattr removexattr rename_noreplace safe_open setxattr".split(),
 )
 def test_the_faces_have_the_same_signatures(name):
     ours, theirs = getattr(truenas_os, name), getattr(blocking, name)
@@ -79,6 +80,8 @@ def test_the_faces_have_the_same_signatures(name):
     assert not inspect.iscoroutinefunction(theirs)
     if name == "iter_mount":
         assert isinstance(ours(), AsyncIterator)
+    elif name == "atomic_write":
+        assert isinstance(ours("path"), AbstractAsyncContextManager)
     else:
         assert inspect.iscoroutinefunction(ours)
 

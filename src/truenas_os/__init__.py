@@ -20,6 +20,7 @@ from .blocking.results import (
     StatxResult,
 )
 from .calls import (
+    atomic_replace,
     check_access,
     exchange,
     file_getattr,
@@ -41,7 +42,7 @@ from .calls import (
 )
 from .fds import Fd
 from .filehandle import fhandle
-from .safefiles import AsyncFile, safe_open
+from .safefiles import AsyncFile, atomic_write, safe_open
 
 __all__ = [
     "Access",
@@ -53,6 +54,8 @@ __all__ = [
     "StatmountResult",
     "StatxResult",
     "SymlinkInPathError",
+    "atomic_replace",
+    "atomic_write",
     "check_access",
     "exchange",
     "fhandle",

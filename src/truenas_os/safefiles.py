@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
-"""Files whose every call runs on a worker thread: what safe_open gives."""
+"""Files whose every call runs on a worker thread: what safe_open and atomic_write give."""
 
 import functools
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import IO, Any, AnyStr, Final, Generic, ParamSpec, Self, TypeVar
 
@@ -12,7 +13,9 @@ from typing_extensions import Buffer
 
 from . import blocking
 from ._threads import GRACE_CHANGE, changing, in_thread, offload
+from .blocking.replacement import Replacement
 from .blocking.safefiles import sync_file
+from .blocks import Block
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -197,4 +200,37 @@ def _opening(
     return call
 
 
+class _AsyncReplacement:
+    """The block of atomic_write, with the file that the async face has."""
+
+    def __init__(self, block: Replacement) -> None:
+        self._block = block
+
+    def __enter__(self) -> AsyncFile[Any]:
+        self._file = AsyncFile(self._block.__enter__())
+        return self._file
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.after_all(self._block.__exit__, exc_type, exc, traceback)
+
+    def undo(self) -> None:
+        self._block.undo()
+
+
+def _replacing(
+    function: Callable[P, Replacement],
+) -> Callable[P, AbstractAsyncContextManager[AsyncFile[Any]]]:
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[AsyncFile[Any]]:
+        return Block(_AsyncReplacement(function(*args, **kwargs)))
+
+    return call
+
+
 safe_open: Final = _opening(blocking.safe_open)
+atomic_write: Final = _replacing(blocking.atomic_write)

@@ -13,6 +13,7 @@ from .filehandle import fhandle
 from .files import openat2, renameat2, statx
 from .flags import *
 from .mounts import iter_mount, listmount, mount_of, open_mount_by_id, statmount
+from .replacement import atomic_replace, atomic_write
 from .results import (
     Access,
     Credentials,
@@ -33,6 +34,8 @@ __all__ = [
     "StatmountResult",
     "StatxResult",
     "SymlinkInPathError",
+    "atomic_replace",
+    "atomic_write",
     "check_access",
     "exchange",
     "fhandle",
