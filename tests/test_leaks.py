@@ -43,6 +43,52 @@ def through_a_namespace(_):
         blocking.listmount(mnt_ns=namespace)
 
 
+def file_in(directory):
+    path = directory / "file"
+    path.touch()
+    return path
+
+
+def replace(directory):
+    blocking.atomic_replace(directory / "file", b"x" * 4096, durable=False)
+
+
+def replace_and_fail(directory):
+    with blocking.atomic_write(directory / "file", durable=False) as file:
+        file.write("x")
+        raise OSError
+
+
+def open_and_read(directory):
+    replace(directory)
+    with blocking.safe_open("file", "rb", beneath=directory) as file:
+        file.read()
+
+
+def link(directory):
+    for name in ("linked", "moved"):
+        (directory / name).unlink(missing_ok=True)
+    with blocking.openat2(AT_FDCWD, directory, os.O_TMPFILE | os.O_RDWR, 0o600) as fd:
+        blocking.link_tmpfile(fd, directory / "linked")
+    blocking.rename_noreplace(directory / "linked", directory / "moved")
+    replace(directory)
+    blocking.exchange(directory / "moved", directory / "file")
+
+
+def xattrs(directory):
+    path = file_in(directory)
+    blocking.setxattr(path, "user.leak", b"x" * 300)
+    blocking.getxattr(path, "user.leak")
+    blocking.listxattr(path)
+    blocking.removexattr(path, "user.leak")
+
+
+def attributes(directory):
+    path = file_in(directory)
+    blocking.file_setattr(path, xflags_set=blocking.FS_XFLAG_NODUMP)
+    blocking.file_getattr(path)
+
+
 CALLS = {
     "statx": lambda _: blocking.statx(AT_FDCWD, "/"),
     "openat2": lambda _: blocking.openat2(AT_FDCWD, "/", os.O_PATH).close(),
@@ -54,6 +100,11 @@ CALLS = {
     "fhandle": handle,
     "renameat2": rename_there_and_back,
     "mnt_ns": through_a_namespace,
+    "atomic_replace": replace,
+    "safe_open": open_and_read,
+    "link_tmpfile": link,
+    "xattrs": xattrs,
+    "attributes": attributes,
 }
 FAILING = {
     "statx": lambda _: blocking.statx(AT_FDCWD, "/nonexistent"),
@@ -64,6 +115,13 @@ FAILING = {
     "fhandle": lambda _: blocking.fhandle(path="/proc/self"),
     "renameat2": lambda _: blocking.renameat2(AT_FDCWD, "/nonexistent", AT_FDCWD, "/proc"),
     "mnt_ns": lambda _: blocking.listmount(mnt_ns=0),
+    "atomic_write": replace_and_fail,
+    "atomic_replace": lambda _: blocking.atomic_replace("/proc/self/none", b""),
+    "safe_open": lambda _: blocking.safe_open("/dev/null"),
+    "link_tmpfile": lambda _: blocking.link_tmpfile(0, "/nonexistent/name"),
+    "xattrs": lambda directory: blocking.getxattr(directory, "user.none"),
+    "attributes": lambda _: blocking.file_getattr("/proc/version"),
+    "check_access": lambda _: blocking.check_access([], ["/nonexistent"], must_exist=True),
 }
 
 
@@ -109,7 +167,9 @@ def check_for_leaks(call):
 
 # A close that is made to fail has not closed anything, which no real one does.
 SYSCALLS = (
-    "ioctl listmount name_to_handle_at open_by_handle_at openat2 renameat2 statmount statx".split()
+    "ioctl listmount name_to_handle_at open_by_handle_at openat2 renameat2 statmount statx "
+    "fchmod fchown fcntl file_getattr file_setattr flock fsync getxattrat linkat listxattr "
+    "listxattrat removexattrat setxattrat".split()
 )
 
 
@@ -133,7 +193,7 @@ def test_whichever_system_call_fails_nothing_leaks(name, tmp_path):
 
 
 @pytest.mark.anyio
-async def test_the_async_face_leaks_nothing():
+async def test_the_async_face_leaks_nothing(tmp_path):
     namespace = open("/proc/self/ns/mnt")
 
     async def every_call():
@@ -150,6 +210,12 @@ async def test_the_async_face_leaks_nothing():
         assert mount.mnt_id is not None
         await (await truenas_os.open_mount_by_id(mount.mnt_id)).aclose()
         await truenas_os.fhandle(path="/proc/self", flags=truenas_os.FH_AT_HANDLE_FID)
+        async with truenas_os.atomic_write(tmp_path / "file", durable=False) as file:
+            await file.write("line\n")
+        async with await truenas_os.safe_open(tmp_path / "file") as file:
+            async for _ in file:
+                break
+        await truenas_os.listxattr(tmp_path)
 
     with namespace:
         for _ in range(20):
