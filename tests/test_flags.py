@@ -18,6 +18,7 @@ HEADERS = """
 #include <linux/openat2.h>
 #include <linux/stat.h>
 #include <linux/fs.h>
+#include <linux/xattr.h>
 """
 VALUES = [
     name
@@ -92,6 +93,11 @@ def test_constants_are_those_of_the_headers(known_to_the_headers):
             "MOVE_MOUNT_BENEATH": 0x200,
             "MOVE_MOUNT__MASK": 0x377,
             "FSCONFIG_CMD_CREATE_EXCL": 8,
+            "XATTR_CREATE": 1,
+            "XATTR_REPLACE": 2,
+            "FS_XFLAG_IMMUTABLE": 0x8,
+            "FS_XFLAG_COWEXTSIZE": 0x10000,
+            "FS_XFLAG_HASATTR": 0x80000000,
         }.items()
     ),
 )
@@ -107,7 +113,7 @@ def test_every_member_stands_at_module_level_under_the_kernels_name():
     ]
     members = {member for container in containers for member in container}
     assert members <= {getattr(flags, name) for name in VALUES}
-    assert len(containers) >= 17
+    assert len(containers) >= 19
     for name in flags.__all__:
         assert getattr(truenas_os, name) is getattr(blocking, name) is getattr(flags, name)
 

@@ -64,13 +64,13 @@ def test_no_module_bears_the_name_of_a_public_function():
 
 
 def test_the_faces_have_the_same_names():
-    assert set(truenas_os.__all__) - set(blocking.__all__) == {"set_thread_limit"}
+    assert set(truenas_os.__all__) - set(blocking.__all__) == {"AsyncFile", "set_thread_limit"}
     assert set(blocking.__all__) <= set(truenas_os.__all__)
     assert len(truenas_os.__all__) == len(set(truenas_os.__all__))
 
 
 FUNCTIONS = [name for name in blocking.__all__ if inspect.isfunction(getattr(blocking, name))]
-BLOCKS = "bind loop_device mounted overlay".split()
+BLOCKS = "atomic_write bind loop_device mounted overlay".split()
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -87,6 +87,7 @@ def test_the_faces_have_the_same_signatures(name):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
+        ("atomic_write", ("/nonexistent",)),
         ("bind", ("/", "/nonexistent")),
         ("loop_device", ("/nonexistent",)),
         ("mounted", ("tmpfs", "/nonexistent")),

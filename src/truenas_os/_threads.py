@@ -692,5 +692,15 @@ def _is_fd(value: object) -> bool:
 
 
 _FD_PARAMETERS = frozenset(
-    {"dir_fd", "dirfd", "fs_fd", "mnt_ns", "mount_fd", "newdirfd", "olddirfd", "path_or_fd"}
+    {
+        "beneath",
+        "dir_fd",
+        "dirfd",
+        "fs_fd",
+        "mnt_ns",
+        "mount_fd",
+        "newdirfd",
+        "olddirfd",
+        "path_or_fd",
+    }
 )

@@ -5,17 +5,42 @@ from pathlib import Path
 
 from cffi import FFI
 
-TOPICS = ("sys", "files", "filehandle", "mounts", "mountapi", "loop", "userns")
+TOPICS = (
+    "sys",
+    "files",
+    "filehandle",
+    "mounts",
+    "mountapi",
+    "loop",
+    "userns",
+    "safefiles",
+    "xattrs",
+    "attributes",
+    "access",
+)
 # The system calls made, whose numbers the tests use to make them fail.
 SYSCALLS = (
+    "clone",
     "clone3",
     "close",
+    "fchmod",
+    "fchown",
+    "fcntl",
+    "file_getattr",
+    "file_setattr",
+    "flock",
     "fsconfig",
     "fsmount",
     "fsopen",
     "fspick",
+    "fsync",
+    "getxattr",
+    "getxattrat",
     "ioctl",
+    "linkat",
     "listmount",
+    "listxattr",
+    "listxattrat",
     "mount_setattr",
     "move_mount",
     "name_to_handle_at",
@@ -25,10 +50,16 @@ SYSCALLS = (
     "openat2",
     "pidfd_send_signal",
     "read",
+    "removexattr",
+    "removexattrat",
     "renameat2",
+    "setxattr",
+    "setxattrat",
     "statmount",
     "statx",
     "umount2",
+    "unlinkat",
+    "wait4",
     "waitid",
 )
 

@@ -81,7 +81,7 @@ long tos_fault_disarm(void)
 	return seen;
 }
 
-long tos_syscall(long nr, long a, long b, long c, long d, long e)
+long tos_syscall6(long nr, long a, long b, long c, long d, long e, long f)
 {
 	long ret;
 
@@ -91,7 +91,7 @@ long tos_syscall(long nr, long a, long b, long c, long d, long e)
 		if (error)
 			return error;
 	}
-	ret = syscall(nr, a, b, c, d, e);
+	ret = syscall(nr, a, b, c, d, e, f);
 	return ret < 0 ? -errno : ret;
 }
 

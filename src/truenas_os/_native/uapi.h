@@ -23,14 +23,25 @@
  * The common table gives a call of Linux 5.1 or later one number everywhere. The older calls used
  * here are numbered by architecture, and every C library that can build this knows them as SYS_*.
  */
+#define TOS_SYS_clone SYS_clone
 #define TOS_SYS_close SYS_close
+#define TOS_SYS_fchmod SYS_fchmod
+#define TOS_SYS_flock SYS_flock
+#define TOS_SYS_fsync SYS_fsync
+#define TOS_SYS_getxattr SYS_getxattr
 #define TOS_SYS_ioctl SYS_ioctl
+#define TOS_SYS_linkat SYS_linkat
+#define TOS_SYS_listxattr SYS_listxattr
 #define TOS_SYS_name_to_handle_at SYS_name_to_handle_at
 #define TOS_SYS_open_by_handle_at SYS_open_by_handle_at
 #define TOS_SYS_read SYS_read
+#define TOS_SYS_removexattr SYS_removexattr
 #define TOS_SYS_renameat2 SYS_renameat2
+#define TOS_SYS_setxattr SYS_setxattr
 #define TOS_SYS_statx SYS_statx
 #define TOS_SYS_umount2 SYS_umount2
+#define TOS_SYS_unlinkat SYS_unlinkat
+#define TOS_SYS_wait4 SYS_wait4
 #define TOS_SYS_waitid SYS_waitid
 #define TOS_SYS_pidfd_send_signal 424
 #define TOS_SYS_open_tree 428
@@ -44,7 +55,31 @@
 #define TOS_SYS_mount_setattr 442
 #define TOS_SYS_statmount 457
 #define TOS_SYS_listmount 458
+#define TOS_SYS_setxattrat 463
+#define TOS_SYS_getxattrat 464
+#define TOS_SYS_listxattrat 465
+#define TOS_SYS_removexattrat 466
 #define TOS_SYS_open_tree_attr 467
+#define TOS_SYS_file_getattr 468
+#define TOS_SYS_file_setattr 469
+
+/* Where these once were too small, the calls that are not have names of their own. */
+#ifdef SYS_fcntl64
+#define TOS_SYS_fcntl SYS_fcntl64
+#else
+#define TOS_SYS_fcntl SYS_fcntl
+#endif
+#ifdef SYS_fchown32
+#define TOS_SYS_fchown SYS_fchown32
+#define TOS_SYS_setgroups SYS_setgroups32
+#define TOS_SYS_setresgid SYS_setresgid32
+#define TOS_SYS_setresuid SYS_setresuid32
+#else
+#define TOS_SYS_fchown SYS_fchown
+#define TOS_SYS_setgroups SYS_setgroups
+#define TOS_SYS_setresgid SYS_setresgid
+#define TOS_SYS_setresuid SYS_setresuid
+#endif
 
 /* openat2(2) */
 struct tos_open_how {
@@ -101,6 +136,8 @@ _Static_assert(sizeof(struct tos_statx) == 256, "struct statx");
 _Static_assert(offsetof(struct tos_statx, stx_mnt_id) == 0x90, "struct statx");
 _Static_assert(offsetof(struct tos_statx, stx_subvol) == 0xa0, "struct statx");
 _Static_assert(offsetof(struct tos_statx, spare3) == 0xc0, "struct statx");
+
+#define TOS_STATX_TYPE 1
 
 /* listmount(2), statmount(2). mnt_ns_fd is Linux 6.18, mnt_ns_id 6.11; both are 0 if unused. */
 struct tos_mnt_id_req {
@@ -239,9 +276,54 @@ _Static_assert(sizeof(struct tos_clone_args) == 64, "struct clone_args");
 #define TOS_CLONE_NEWUSER 0x10000000ULL
 #define TOS_CLONE_CLEAR_SIGHAND 0x100000000ULL
 
-/* waitid(2) */
+/* waitid(2), wait4(2): children of every kind, also those that end without a signal */
 #define TOS_P_PIDFD 3
 #define TOS_WEXITED 0x00000004
-#define TOS___WALL 0x40000000
+#define TOS_WALL 0x40000000
+
+/* setxattrat(2), getxattrat(2) */
+struct tos_xattr_args {
+	uint64_t value;
+	uint32_t size;
+	uint32_t flags;
+};
+_Static_assert(sizeof(struct tos_xattr_args) == 16, "struct xattr_args");
+
+/* file_getattr(2), file_setattr(2) */
+struct tos_file_attr {
+	uint64_t fa_xflags;
+	uint32_t fa_extsize;
+	uint32_t fa_nextents;
+	uint32_t fa_projid;
+	uint32_t fa_cowextsize;
+};
+_Static_assert(sizeof(struct tos_file_attr) == 24, "struct file_attr");
+
+/* The same by ioctl(2) on the file */
+struct tos_fsxattr {
+	uint32_t fsx_xflags;
+	uint32_t fsx_extsize;
+	uint32_t fsx_nextents;
+	uint32_t fsx_projid;
+	uint32_t fsx_cowextsize;
+	unsigned char fsx_pad[8];
+};
+_Static_assert(sizeof(struct tos_fsxattr) == 28, "struct fsxattr");
+
+#define TOS_FS_IOC_FSGETXATTR _IOR('X', 31, struct tos_fsxattr)
+#define TOS_FS_IOC_FSSETXATTR _IOW('X', 32, struct tos_fsxattr)
+
+/* capset(2) */
+struct tos_cap_header {
+	uint32_t version;
+	int32_t pid;
+};
+struct tos_cap_data {
+	uint32_t effective;
+	uint32_t permitted;
+	uint32_t inheritable;
+};
+
+#define TOS_CAPABILITY_VERSION_3 0x20080522
 
 #endif

@@ -47,6 +47,6 @@ int tos_end_child(int pidfd)
 
 	if (ret < 0)
 		return (int)ret;
-	ret = tos_syscall(TOS_SYS_waitid, TOS_P_PIDFD, pidfd, 0, TOS_WEXITED | TOS___WALL, 0);
+	ret = tos_syscall(TOS_SYS_waitid, TOS_P_PIDFD, pidfd, 0, TOS_WEXITED | TOS_WALL, 0);
 	return ret == -ECHILD ? 0 : (int)ret; /* somebody else has reaped it */
 }

@@ -5,6 +5,9 @@
 """
 
 from . import flags
+from .access import check_access
+from .attributes import file_getattr, file_setattr
+from .errors import SymlinkInPathError
 from .fds import Fd
 from .filehandle import fhandle
 from .files import openat2, renameat2, statx
@@ -24,29 +27,52 @@ from .mountapi import (
 )
 from .mounting import Mount, bind, mounted, overlay, remount, set_attr
 from .mounts import iter_mount, listmount, mount_of, open_mount_by_id, statmount
-from .results import IdmapMapping, StatmountResult, StatxResult
+from .replacement import atomic_replace, atomic_write
+from .results import (
+    Access,
+    Credentials,
+    FileAttr,
+    IdmapMapping,
+    StatmountResult,
+    StatxResult,
+)
+from .safefiles import exchange, link_tmpfile, rename_noreplace, safe_open
 from .trees import MountTree, mount_tree
 from .unmounting import umount
 from .userns import idmap_userns
+from .xattrs import getxattr, listxattr, removexattr, setxattr
 
 __all__ = [
+    "Access",
+    "Credentials",
     "Fd",
+    "FileAttr",
     "IdmapMapping",
     "LoopDevice",
     "Mount",
     "MountTree",
     "StatmountResult",
     "StatxResult",
+    "SymlinkInPathError",
+    "atomic_replace",
+    "atomic_write",
     "bind",
+    "check_access",
+    "exchange",
     "fhandle",
+    "file_getattr",
+    "file_setattr",
     "fsconfig",
     "fscontext_messages",
     "fsmount",
     "fsopen",
     "fspick",
+    "getxattr",
     "idmap_userns",
     "iter_mount",
+    "link_tmpfile",
     "listmount",
+    "listxattr",
     "loop_device",
     "mount_of",
     "mount_setattr",
@@ -59,8 +85,12 @@ __all__ = [
     "openat2",
     "overlay",
     "remount",
+    "removexattr",
+    "rename_noreplace",
     "renameat2",
+    "safe_open",
     "set_attr",
+    "setxattr",
     "statmount",
     "statx",
     "umount",

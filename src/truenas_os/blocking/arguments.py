@@ -6,6 +6,8 @@ import os
 import sys
 from typing import Protocol, TypeAlias
 
+from .flags import AT_FDCWD
+
 
 class HasFileno(Protocol):
     """Anything with a ``fileno()`` method: a file object, a socket, an :class:`Fd`."""
@@ -53,3 +55,8 @@ def fileno(fd: FileDescriptorLike) -> int:
         return fd.fileno()  # type: ignore[union-attr]
     except AttributeError:
         return operator.index(fd)  # type: ignore[arg-type]
+
+
+def dir_fileno(dir_fd: FileDescriptorLike | None) -> int:
+    """The number of a directory's descriptor, that of the working directory for None."""
+    return AT_FDCWD if dir_fd is None else fileno(dir_fd)

@@ -10,11 +10,15 @@ from .flags import AT_FDCWD
 # The Linux version that brought each system call.
 _SINCE = {
     "clone3": "5.3",
+    "file_getattr": "6.17",
+    "file_setattr": "6.17",
     "fsconfig": "5.2",
     "fsmount": "5.2",
     "fsopen": "5.2",
     "fspick": "5.2",
+    "getxattrat": "6.13",
     "listmount": "6.8",
+    "listxattrat": "6.13",
     "mount_setattr": "5.12",
     "move_mount": "5.2",
     "name_to_handle_at": "2.6.39",
@@ -22,10 +26,19 @@ _SINCE = {
     "open_tree": "5.2",
     "open_tree_attr": "6.15",
     "openat2": "5.6",
+    "removexattrat": "6.13",
     "renameat2": "3.15",
+    "setxattrat": "6.13",
     "statmount": "6.8",
     "statx": "4.11",
 }
+
+
+class SymlinkInPathError(OSError):
+    """A symlink stands in a path where none is followed: ``errno`` is ELOOP, ``filename`` the path.
+
+    Magic links, as those in /proc/PID/fd, count as symlinks.
+    """
 
 
 def check(
@@ -36,15 +49,18 @@ def check(
     filename2: StrOrBytesPath | None = None,
     dirfds: tuple[FileDescriptorLike, ...] = (),
     notes: tuple[str, ...] = (),
+    kind: type[OSError] = OSError,
 ) -> None:
-    """Raise the OSError that *ret*, a negative result of the system call *call*, stands for.
+    """Raise the error that *ret*, a negative result of the system call *call*, stands for.
+
+    It is of the class *kind*; OSError itself becomes the one that Python has for the errno.
 
     Returns only for ``-EINTR``: the caller then makes the call again, which is also the moment at
     which Python has run the signal's handler.
     """
     if ret != -errno.EINTR:
         # Made elsewhere: an error in a local variable here would be in a cycle with its traceback.
-        raise _error(-ret, call, filename, filename2, dirfds, notes)
+        raise _error(-ret, call, filename, filename2, dirfds, notes, kind)
 
 
 def _error(
@@ -54,12 +70,13 @@ def _error(
     filename2: StrOrBytesPath | None,
     dirfds: tuple[FileDescriptorLike, ...],
     notes: tuple[str, ...],
+    kind: type[OSError],
 ) -> OSError:
     names = [os.fspath(n) if isinstance(n, os.PathLike) else n for n in (filename, filename2)]
     if names[0] in ("", b"") and len(dirfds) == 1 and fileno(dirfds[0]) != AT_FDCWD:
         names[0] = fileno(dirfds[0])  # what an empty path with a descriptor stands for
     about = () if filename is None else (names[0], None, names[1])
-    error = OSError(code, os.strerror(code), *about)
+    error = kind(code, os.strerror(code), *about)
     if code == errno.ENOSYS and call in _SINCE:
         error.add_note(
             f"{call}() needs Linux {_SINCE[call]}; this kernel is {os.uname().release}, "
@@ -78,10 +95,11 @@ def _where(fd: int) -> str:
     try:
         return f", {os.readlink(f'/proc/self/fd/{fd}')}"
     except OSError:
-        return ", which is not open" if fd < 0 or not _is_open(fd) else ""
+        return ", which is not open" if fd < 0 or not is_open(fd) else ""
 
 
-def _is_open(fd: int) -> bool:
+def is_open(fd: int) -> bool:
+    """Whether the process has that descriptor."""
     try:
         os.get_inheritable(fd)
     except OSError:

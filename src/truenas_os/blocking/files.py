@@ -46,13 +46,19 @@ def openat2(
     fd = fileno(dirfd)
     tries = 1
     while (ret := lib.tos_openat2(fd, path, flags, mode, resolve)) < 0:
-        raced = ret == -errno.EAGAIN and resolve & _SCOPED and not resolve & _CACHED
-        if not raced or tries == _SCOPED_TRIES:
+        if not lost_to_a_rename(ret, resolve, tries):
             check(ret, "openat2", pathname, dirfds=(fd,))
-        elif tries > 4:
-            time.sleep(min(1e-5 * 2 ** (tries - 5), 1e-3))
         tries += 1
     return Fd(ret)
+
+
+def lost_to_a_rename(ret: int, resolve: int, tries: int) -> bool:
+    """Whether a lookup that gave *ret* is to be made again, after a pause longer each time."""
+    if ret != -errno.EAGAIN or not resolve & _SCOPED or resolve & _CACHED or tries == _SCOPED_TRIES:
+        return False
+    if tries > 4:
+        time.sleep(min(1e-5 * 2 ** (tries - 5), 1e-3))
+    return True
 
 
 def statx(

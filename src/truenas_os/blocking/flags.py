@@ -440,6 +440,58 @@ class ListmountFlag(IntFlag):
 LISTMOUNT_REVERSE: Final = ListmountFlag.REVERSE
 
 
+class XattrFlag(IntFlag):
+    """Flags of :func:`setxattr` (``XATTR_*``)."""
+
+    CREATE = 1
+    REPLACE = 2
+
+
+XATTR_CREATE: Final = XattrFlag.CREATE
+XATTR_REPLACE: Final = XattrFlag.REPLACE
+
+
+class FsXflag(IntFlag):
+    """Flags of a file, as :func:`file_getattr` reports them (``FS_XFLAG_*``)."""
+
+    REALTIME = 1
+    PREALLOC = 2  # only reported
+    IMMUTABLE = 8
+    APPEND = 0x10
+    SYNC = 0x20
+    NOATIME = 0x40
+    NODUMP = 0x80
+    RTINHERIT = 0x100
+    PROJINHERIT = 0x200
+    NOSYMLINKS = 0x400
+    EXTSIZE = 0x800
+    EXTSZINHERIT = 0x1000
+    NODEFRAG = 0x2000
+    FILESTREAM = 0x4000
+    DAX = 0x8000
+    COWEXTSIZE = 0x10000
+    HASATTR = 0x80000000  # only reported
+
+
+FS_XFLAG_REALTIME: Final = FsXflag.REALTIME
+FS_XFLAG_PREALLOC: Final = FsXflag.PREALLOC
+FS_XFLAG_IMMUTABLE: Final = FsXflag.IMMUTABLE
+FS_XFLAG_APPEND: Final = FsXflag.APPEND
+FS_XFLAG_SYNC: Final = FsXflag.SYNC
+FS_XFLAG_NOATIME: Final = FsXflag.NOATIME
+FS_XFLAG_NODUMP: Final = FsXflag.NODUMP
+FS_XFLAG_RTINHERIT: Final = FsXflag.RTINHERIT
+FS_XFLAG_PROJINHERIT: Final = FsXflag.PROJINHERIT
+FS_XFLAG_NOSYMLINKS: Final = FsXflag.NOSYMLINKS
+FS_XFLAG_EXTSIZE: Final = FsXflag.EXTSIZE
+FS_XFLAG_EXTSZINHERIT: Final = FsXflag.EXTSZINHERIT
+FS_XFLAG_NODEFRAG: Final = FsXflag.NODEFRAG
+FS_XFLAG_FILESTREAM: Final = FsXflag.FILESTREAM
+FS_XFLAG_DAX: Final = FsXflag.DAX
+FS_XFLAG_COWEXTSIZE: Final = FsXflag.COWEXTSIZE
+FS_XFLAG_HASATTR: Final = FsXflag.HASATTR
+
+
 __all__ = [
     "AT_EACCESS",
     "AT_EMPTY_PATH",
@@ -480,7 +532,25 @@ __all__ = [
     "FSPICK_EMPTY_PATH",
     "FSPICK_NO_AUTOMOUNT",
     "FSPICK_SYMLINK_NOFOLLOW",
+    "FS_XFLAG_APPEND",
+    "FS_XFLAG_COWEXTSIZE",
+    "FS_XFLAG_DAX",
+    "FS_XFLAG_EXTSIZE",
+    "FS_XFLAG_EXTSZINHERIT",
+    "FS_XFLAG_FILESTREAM",
+    "FS_XFLAG_HASATTR",
+    "FS_XFLAG_IMMUTABLE",
+    "FS_XFLAG_NOATIME",
+    "FS_XFLAG_NODEFRAG",
+    "FS_XFLAG_NODUMP",
+    "FS_XFLAG_NOSYMLINKS",
+    "FS_XFLAG_PREALLOC",
+    "FS_XFLAG_PROJINHERIT",
+    "FS_XFLAG_REALTIME",
+    "FS_XFLAG_RTINHERIT",
+    "FS_XFLAG_SYNC",
     "FhAtFlag",
+    "FsXflag",
     "FsconfigCommand",
     "FsmountFlag",
     "FsopenFlag",
@@ -614,4 +684,7 @@ __all__ = [
     "StatxMask",
     "UMOUNT_NOFOLLOW",
     "UmountFlag",
+    "XATTR_CREATE",
+    "XATTR_REPLACE",
+    "XattrFlag",
 ]

@@ -158,3 +158,40 @@ class StatxResult(NamedTuple):
     def stx_rdev(self) -> int:
         """The device that the file is, as :func:`os.makedev` makes it."""
         return os.makedev(self.stx_rdev_major, self.stx_rdev_minor)
+
+
+class FileAttr(NamedTuple):
+    """The kernel's ``struct file_attr``; see :manpage:`file_getattr(2)`."""
+
+    fa_xflags: int
+    """``FS_XFLAG_*``."""
+    fa_extsize: int
+    """The extent size hint, in bytes."""
+    fa_nextents: int
+    """The number of extents in the data fork, where the filesystem tells it."""
+    fa_projid: int
+    """The project id, for quotas."""
+    fa_cowextsize: int
+    """The extent size hint for copy on write, in bytes."""
+
+
+class Credentials(NamedTuple):
+    """An identity: numeric user, group and supplementary groups."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+class Access(NamedTuple):
+    """What the kernel says to an identity that wants to access a path."""
+
+    creds: Credentials
+    path: str
+    errno: int
+    """0 if it may, else why not: EACCES, EROFS, ..."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether it may."""
+        return self.errno == 0
