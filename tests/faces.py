@@ -135,20 +135,3 @@ class Driven:
 
     def _run(self, function, *args, **kwargs):
         return self.face.run(functools.partial(function, *args, **kwargs))
-
-
-class block:
-    """``async with block(face, manager)``: the context manager of either face."""
-
-    def __init__(self, face, manager):
-        self.face, self.manager = face, manager
-
-    async def __aenter__(self):
-        if self.face.name == "blocking":
-            return self.manager.__enter__()
-        return await self.manager.__aenter__()
-
-    async def __aexit__(self, *exc):
-        if self.face.name == "blocking":
-            return self.manager.__exit__(*exc)
-        return await self.manager.__aexit__(*exc)

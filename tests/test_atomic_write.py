@@ -24,7 +24,7 @@ either_way = pytest.mark.parametrize("way", list(WAYS))
 
 
 def writing(face, *args, **kwargs):
-    return block(face, face.library.atomic_write(*args, **kwargs))
+    return block(face.library.atomic_write(*args, **kwargs))
 
 
 def names(directory):

@@ -115,7 +115,7 @@ async def test_a_full_disk_leaves_the_old_file_and_nothing_else(face, full, way)
         # What fits a buffer is written only when the block ends.
         written(full / "filler", b"x" * (free * os.statvfs(full).f_frsize))
         with pytest.raises(OSError) as failed:
-            async with block(face, face.library.atomic_write(path)) as file:
+            async with block(face.library.atomic_write(path)) as file:
                 await face.call(file.write, "x")
         assert (failed.value.errno, failed.value.filename) == (errno.ENOSPC, str(path))
     assert path.read_bytes() == OLD
