@@ -9,6 +9,7 @@ does not fit the kernel's type an :exc:`OverflowError`, as in :mod:`os`.
 
 from ._threads import set_thread_limit
 from .blocking import flags
+from .blocking.events import MountEvent, MountEventKind, MountFilter
 from .blocking.flags import *
 from .blocking.results import IdmapMapping, StatmountResult, StatxResult
 from .calls import (
@@ -35,6 +36,7 @@ from .calls import (
     umount,
     umount2,
 )
+from .events import wait_for_mount, wait_for_unmount, watch_mounts
 from .fds import Fd
 from .filehandle import fhandle
 from .mounting import (
@@ -53,6 +55,9 @@ __all__ = [
     "IdmapMapping",
     "LoopDevice",
     "Mount",
+    "MountEvent",
+    "MountEventKind",
+    "MountFilter",
     "MountTree",
     "StatmountResult",
     "StatxResult",
@@ -85,5 +90,8 @@ __all__ = [
     "statx",
     "umount",
     "umount2",
+    "wait_for_mount",
+    "wait_for_unmount",
+    "watch_mounts",
 ]
 __all__ += flags.__all__

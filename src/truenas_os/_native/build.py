@@ -5,11 +5,13 @@ from pathlib import Path
 
 from cffi import FFI
 
-TOPICS = ("sys", "files", "filehandle", "mounts", "mountapi", "loop", "userns")
+TOPICS = ("sys", "files", "filehandle", "mounts", "mountapi", "loop", "userns", "events")
 # The system calls made, whose numbers the tests use to make them fail.
 SYSCALLS = (
     "clone3",
     "close",
+    "fanotify_init",
+    "fanotify_mark",
     "fsconfig",
     "fsmount",
     "fsopen",

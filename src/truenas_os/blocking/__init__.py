@@ -5,6 +5,7 @@
 """
 
 from . import flags
+from .events import MountEvent, MountEventKind, MountFilter
 from .fds import Fd
 from .filehandle import fhandle
 from .files import openat2, renameat2, statx
@@ -28,12 +29,16 @@ from .results import IdmapMapping, StatmountResult, StatxResult
 from .trees import MountTree, mount_tree
 from .unmounting import umount
 from .userns import idmap_userns
+from .watcher import wait_for_mount, wait_for_unmount, watch_mounts
 
 __all__ = [
     "Fd",
     "IdmapMapping",
     "LoopDevice",
     "Mount",
+    "MountEvent",
+    "MountEventKind",
+    "MountFilter",
     "MountTree",
     "StatmountResult",
     "StatxResult",
@@ -65,5 +70,8 @@ __all__ = [
     "statx",
     "umount",
     "umount2",
+    "wait_for_mount",
+    "wait_for_unmount",
+    "watch_mounts",
 ]
 __all__ += flags.__all__

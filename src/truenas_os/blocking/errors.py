@@ -10,6 +10,8 @@ from .flags import AT_FDCWD
 # The Linux version that brought each system call.
 _SINCE = {
     "clone3": "5.3",
+    "fanotify_init": "2.6.37",
+    "fanotify_mark": "2.6.37",
     "fsconfig": "5.2",
     "fsmount": "5.2",
     "fsopen": "5.2",

@@ -4,7 +4,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from .._native import ffi, lib
@@ -120,6 +120,15 @@ def mount_batches(
     while batches.left:
         if batch := batches.next_batch():
             yield batch
+
+
+def statmounts(
+    ids: Sequence[int], mask: int, *, mnt_ns: FileDescriptorLike | None = None
+) -> Iterator[StatmountResult]:
+    """Those of the mounts *ids* that still exist, each as :func:`statmount` describes it."""
+    batches = StatmountBatches(ids, mask, _namespace("statmount", mnt_ns))
+    while batches.left:
+        yield from batches.next_batch()
 
 
 def open_mount_by_id(mount_id: int, flags: int = os.O_DIRECTORY) -> Fd:
