@@ -124,10 +124,10 @@ class MountWatch(AsyncIterator[tuple[MountEvent, ...]]):
 
     async def _looked_for(self, watcher: MountWatcher) -> tuple[MountEvent, ...] | None:
         while not self._closed:
-            if batch := await _look(watcher):
+            if batch := watcher.ready:
+                watcher.ready = ()
                 return batch
-            if not self._closed:
-                await _wait(watcher)
+            await _look(watcher)
         return None
 
 
@@ -145,16 +145,12 @@ async def _cancel_when(event: StopEvent, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _look(watcher: MountWatcher) -> tuple[MountEvent, ...]:
-    await offload(watcher.poll)
-    # What a cancelled look has found is still there at the next.
-    batch, watcher.ready = watcher.ready, ()
-    return batch
-
-
-async def _wait(watcher: MountWatcher) -> None:
+async def _look(watcher: MountWatcher) -> None:
+    """Wait until it is time to look, and look. What a cancelled look has found stays found."""
     with anyio.move_on_after(watcher.seconds_to_next()):
         await anyio.wait_readable(watcher)
+        await anyio.sleep(watcher.rest())
+    await offload(watcher.poll)
 
 
 def watch_mounts(
@@ -223,7 +219,7 @@ async def _wait_for(path: StrOrBytesPath, mounted: bool, interval: float) -> Sta
     watcher = await offload(MountWatcher, options, late=MountWatcher.close)
     try:
         while ((found := await offload(watcher.at, point)) is not None) != mounted:
-            await _wait(watcher)
+            watcher.ready = ()
             await _look(watcher)
         return found
     finally:

@@ -96,13 +96,32 @@ class MountChanges:
     """
 
     def __init__(self, mounts: Iterable[StatmountResult]) -> None:
-        self.mounts: dict[int, StatmountResult] = {mount.mnt_id or 0: mount for mount in mounts}
+        self.mounts: dict[int, StatmountResult] = {}
+        self._places: dict[tuple[int | None, str | None], int] = {}
+        for mount in mounts:
+            self._put(mount.mnt_id or 0, mount)
         # What the touched ones were when the changes were last taken, and who touched them.
         self._before: dict[int, StatmountResult | None] = {}
         self._gone: dict[int, StatmountResult] = {}
         self._pids: dict[int, int] = {}
         self._transients: dict[int, None] = {}
         self._resync = False
+
+    def _put(self, mnt_id: int, mount: StatmountResult) -> None:
+        self._forget_place(mnt_id)
+        self.mounts[mnt_id] = mount
+        self._places[mount.mnt_parent_id, mount.mnt_point] = mnt_id
+
+    def _forget_place(self, mnt_id: int) -> None:
+        if (known := self.mounts.get(mnt_id)) is not None:
+            place = known.mnt_parent_id, known.mnt_point
+            if self._places.get(place) == mnt_id:
+                del self._places[place]
+
+    def has_in_place_of(self, mount: StatmountResult) -> bool:
+        """Whether another mount was last seen where *mount* is: it must be elsewhere now."""
+        place = mount.mnt_parent_id, mount.mnt_point
+        return self._places.get(place, mount.mnt_id) != mount.mnt_id
 
     def __bool__(self) -> bool:
         return bool(self._before or self._transients or self._resync)
@@ -113,13 +132,15 @@ class MountChanges:
         known = self.mounts.get(mnt_id)
         if known != mount:
             self._before.setdefault(mnt_id, known)
-            self.mounts[mnt_id] = mount
+            self._put(mnt_id, mount)
 
     def is_gone(self, mnt_id: int) -> None:
         """The mount was not found."""
-        if (known := self.mounts.pop(mnt_id, None)) is not None:
+        if (known := self.mounts.get(mnt_id)) is not None:
             self._before.setdefault(mnt_id, known)
             self._gone[mnt_id] = known
+            self._forget_place(mnt_id)
+            del self.mounts[mnt_id]
 
     def came_and_went(self, mnt_id: int) -> None:
         """The kernel has told of a mount that was never found."""

@@ -30,8 +30,14 @@ _SOURCES: Final = ("fanotify", "mountinfo", "poll")
 # For systems on which wake-ups misbehave.
 _FORCE_POLLING = "TRUENAS_OS_FORCE_POLLING"
 _NEEDED = STATMOUNT_MNT_BASIC | STATMOUNT_MNT_POINT
-# Looking at the whole table because of a wake-up is to take a tenth of the time at most.
-_REST = 9
+# In a storm, looking at what came and went takes a tenth of the time: the rest, changes gather.
+# What is not used for looking is saved up, so that changes that come one by one are seen at once.
+_SHARE = 0.1
+_SAVED = 0.01
+# What it takes in seconds, besides the look itself, to come to look.
+_OVERHEAD = 0.0004
+# After a look at the whole table, the next one that a wake-up asks for waits so many times as long.
+_REST = 19
 # So often the table is read until nothing has changed meanwhile.
 _TRIES = 16
 _READ = 1 << 20
@@ -89,10 +95,13 @@ class MountWatcher:
         # What the whole table was when it was last looked at.
         self._ids: list[int] | None = None
         self._lines: bytes | None = None
-        # When to look at it again: at the tick, and, if a wake-up asks for it, after a rest.
+        # When to look at it again: at the tick, and after a rest if a wake-up asks for it.
         self._tick = 0.0
         self._due = False
-        self._rested = 0.0
+        self._all_rested = 0.0
+        # The time that may be spent on looking, in seconds, and when that was reckoned.
+        self._credit = _SAVED
+        self._reckoned = time.monotonic()
         # Since when changes have been gathered.
         self._since: float | None = None
         try:
@@ -130,7 +139,7 @@ class MountWatcher:
         """Until when nobody needs to look, if the descriptor does not become readable."""
         times = [
             *([self._tick] if self._options.interval is not None else ()),
-            *([self._rested] if self._due else ()),
+            *([self._all_rested] if self._due else ()),
             *([self._since + self._options.debounce] if self._since is not None else ()),
         ]
         return max(0.0, min(times) - time.monotonic()) if times else None
@@ -141,7 +150,14 @@ class MountWatcher:
         waiting = select.poll()
         waiting.register(self, select.POLLIN)
         # Rounded up, or the last millisecond would be spent looking.
-        waiting.poll(1 + 1000 * min(times) if times else None)
+        if waiting.poll(1 + 1000 * min(times) if times else None):
+            time.sleep(self.rest())
+
+    def rest(self) -> float:
+        """The seconds for which to let changes gather before looking."""
+        if self.closed:
+            return 0.0
+        return max(0.0, self._reckoned - self._credit / _SHARE - time.monotonic())
 
     def interrupt(self) -> None:
         """From any thread: let whoever waits go on."""
@@ -253,7 +269,7 @@ class MountWatcher:
                 if overflow:
                     self._changes.lost()
                     self._due = True
-                    self._rested = 0.0
+                    self._all_rested = 0.0
         return mentioned
 
     # What is looked at.
@@ -272,14 +288,18 @@ class MountWatcher:
         return mounts
 
     def _look(self) -> None:
+        began = time.monotonic()
         mentioned = self._woken()
-        if not self._look_at(mentioned, transients=True):
+        enough = self._look_at(mentioned, transients=True)
+        now = time.monotonic()
+        if mentioned:
+            saved = self._credit + _SHARE * (now - self._reckoned)
+            self._credit = min(saved, _SAVED) - (now - began) - _OVERHEAD
+            self._reckoned = now
+        tick = self._options.interval is not None and now >= self._tick
+        due = self._due and now >= self._all_rested and not self._changes
+        if tick or due or not enough:
             self._look_at_all()
-        elif not self._changes:
-            now = time.monotonic()
-            tick = self._options.interval is not None and now >= self._tick
-            if tick or (self._due and now >= self._rested):
-                self._look_at_all()
 
     def _look_at(self, mentioned: set[int], *, transients: bool) -> bool:
         """Look at these mounts alone; False if others may have changed with them."""
@@ -303,8 +323,8 @@ class MountWatcher:
                 # With a peer group goes what others are told of it.
                 alone &= old is not None and old.mnt_propagation == MS_PRIVATE
             elif old is None:
-                # Mounts that were there can only be below it if it was put beneath them.
-                alone &= known.keys().isdisjoint(listmount(mnt_id, mnt_ns=self._mnt_ns))
+                # Put beneath another mount, it has become that one's parent.
+                alone &= not self._changes.has_in_place_of(new)
             else:
                 alone &= old == new
         if alone:
@@ -339,7 +359,7 @@ class MountWatcher:
         for mnt_id in gone:
             self._changes.is_gone(mnt_id)
         now = time.monotonic()
-        self._rested = now + _REST * (now - began)
+        self._all_rested = now + _REST * (now - began)
         self._tick = now + (self._options.interval or 0.0)
 
     @staticmethod
@@ -426,15 +446,14 @@ class MountWatch(Iterator[tuple[MountEvent, ...]]):
 
     def _next_batch(self, watcher: MountWatcher) -> tuple[MountEvent, ...] | None:
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        while True:
-            watcher.poll()
-            if self._closed or (self._stop_event is not None and self._stop_event.is_set()):
-                return None
+        while not self._closed and not (self._stop_event and self._stop_event.is_set()):
             left = None if deadline is None else deadline - time.monotonic()
             if watcher.ready or (left is not None and left <= 0):
                 batch, watcher.ready = watcher.ready, ()
                 return batch
             watcher.wait(left, None if self._stop_event is None else _ASK)
+            watcher.poll()
+        return None
 
 
 def watch_mounts(
