@@ -123,6 +123,7 @@ class MountWatch(AsyncIterator[tuple[MountEvent, ...]]):
         return batch
 
     async def _looked_for(self, watcher: MountWatcher) -> tuple[MountEvent, ...] | None:
+        watcher.check_process()
         while not self._closed:
             if batch := watcher.ready:
                 watcher.ready = ()

@@ -16,6 +16,7 @@ _METADATA = struct.Struct("=IBBHQii")
 _INFO = struct.Struct("=BBHxxxxQ")
 _INFO_TYPE_MNT = 7
 _OVERFLOW = 0x4000
+_ATTACH = 0x1000000
 
 _LOCATION = {"mnt_parent_id", "mnt_parent_id_old", "mnt_point"}
 # These say what was asked of the kernel, not what the mount is.
@@ -154,6 +155,10 @@ class MountChanges:
         if pid:
             self._pids[mnt_id] = pid
 
+    def forget_actors(self) -> None:
+        """What :meth:`acted` was told is of no change that is still to be taken."""
+        self._pids.clear()
+
     def lost(self) -> None:
         """Events were lost."""
         self._transients.clear()
@@ -208,8 +213,9 @@ class MountChanges:
         if not fields:
             return None
         moved = not _LOCATION.isdisjoint(fields)
-        kind = MountEventKind.MOVED if moved else MountEventKind.CHANGED
-        return MountEvent(kind, mnt_id, old, new, fields, pid)
+        if not moved:
+            return MountEvent(MountEventKind.CHANGED, mnt_id, old, new, fields)
+        return MountEvent(MountEventKind.MOVED, mnt_id, old, new, fields, pid)
 
 
 def _passes(event: MountEvent, wanted: MountPredicate | None) -> bool:
@@ -218,27 +224,30 @@ def _passes(event: MountEvent, wanted: MountPredicate | None) -> bool:
     return wanted is None or any(map(wanted, mounts))
 
 
-def parsed(buffer: bytes) -> tuple[list[tuple[int, int]], bool]:
-    """What was read from a fanotify group: mount ids with pids, and whether events were lost.
+def parsed(buffer: bytes) -> tuple[list[tuple[int, int, bool]], bool]:
+    """What was read from a fanotify group, and whether events were lost.
 
-    Raises :exc:`ValueError` for what is no such thing.
+    For each event: the id of the mount, the process, whether the mount is gone (neither attached
+    nor moved). Raises :exc:`ValueError` for what is no such thing.
     """
-    events: list[tuple[int, int]] = []
+    events: list[tuple[int, int, bool]] = []
     overflow = False
     at = 0
     while at < len(buffer):
         try:
             length, _, _, start, mask, _, pid = _METADATA.unpack_from(buffer, at)
+            if length < _METADATA.size or length > len(buffer) - at:
+                raise ValueError(f"an event of {length} bytes")
             if mask & _OVERFLOW:
                 overflow = True  # and no information follows
+            elif start + _INFO.size > length:
+                raise ValueError("an event of mounts that is cut")
             else:
-                kind, _, _, mnt_id = _INFO.unpack_from(buffer[: at + length], at + start)
+                kind, _, _, mnt_id = _INFO.unpack_from(buffer, at + start)
                 if kind != _INFO_TYPE_MNT:
                     raise ValueError(f"an event of mounts with information of type {kind}")
-                events.append((mnt_id, pid))
+                events.append((mnt_id, pid, not mask & _ATTACH))
         except struct.error as error:
             raise ValueError("an event of mounts that is cut") from error
-        if length < _METADATA.size:
-            raise ValueError(f"an event of {length} bytes")
         at += length
     return events, overflow

@@ -38,6 +38,7 @@ _SAVED = 0.01
 _OVERHEAD = 0.0004
 # After a look at the whole table, the next one that a wake-up asks for waits so many times as long.
 _REST = 19
+_MOUNTINFO = "/proc/self/mountinfo"
 # So often the table is read until nothing has changed meanwhile.
 _TRIES = 16
 _READ = 1 << 20
@@ -45,6 +46,8 @@ _READ = 1 << 20
 _NOT_TO_BE_HAD = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOENT, errno.EACCES)
 # A stop_event has no descriptor to wait for; so often, in seconds, it is asked.
 _ASK = 0.05
+# The longest that poll(2) is asked to wait, in seconds: it counts milliseconds in an int.
+_LONGEST = 1e6
 
 
 class WatchOptions(NamedTuple):
@@ -99,6 +102,11 @@ class MountWatcher:
         self._tick = 0.0
         self._due = False
         self._all_rested = 0.0
+        # Events were lost: only the whole table tells what is true.
+        self._lost = False
+        # The mounts that fanotify has just said are gone; those found gone of which it has yet to.
+        self._ended: set[int] = set()
+        self._unheard: set[int] = set()
         # The time that may be spent on looking, in seconds, and when that was reckoned.
         self._credit = _SAVED
         self._reckoned = time.monotonic()
@@ -114,11 +122,11 @@ class MountWatcher:
             self.wakeup_source = self._open()
             self.first = self._first_look()
             self._changes = MountChanges(self.first)
+            if options.initial:
+                self.ready = self._changes.initial(options.mount_filter)
             # What has been attached since is news; what came and went may have done so before.
             if not self._look_at(self._woken(), transients=False):
                 self._due = True
-            if options.initial:
-                self.ready = self._changes.initial(options.mount_filter)
         except BaseException:
             self._fds.close()
             self.closed = True
@@ -137,20 +145,25 @@ class MountWatcher:
 
     def seconds_to_next(self) -> float | None:
         """Until when nobody needs to look, if the descriptor does not become readable."""
+        if self._lost:
+            return 0.0
+        if self._lock.locked():
+            return 0.0  # a cancelled look is still under way: what it finds must not be waited for
         times = [
             *([self._tick] if self._options.interval is not None else ()),
-            *([self._all_rested] if self._due else ()),
+            # The look at everything waits until what was gathered is taken.
+            *([self._all_rested] if self._due and self._since is None else ()),
             *([self._since + self._options.debounce] if self._since is not None else ()),
         ]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def wait(self, *limits: float | None) -> None:
         """Wait until it is time to look, or for so many seconds, in poll(2), as signals want it."""
-        times = [t for t in (self.seconds_to_next(), *limits) if t is not None]
+        times = [t for t in (self.seconds_to_next(), *limits, _LONGEST) if t is not None]
         waiting = select.poll()
         waiting.register(self, select.POLLIN)
         # Rounded up, or the last millisecond would be spent looking.
-        if waiting.poll(1 + 1000 * min(times) if times else None):
+        if waiting.poll(1 + 1000 * min(times)):
             time.sleep(self.rest())
 
     def rest(self) -> float:
@@ -169,16 +182,21 @@ class MountWatcher:
         with self._lock:
             if self.closed or self.ready:
                 return
-            self._check_process()
-            self._look()
+            self.check_process()
+            try:
+                self._look()
+            except BaseException:
+                self._lost = True  # what woke is no longer there to be read
+                raise
             if not self._changes:
+                self._changes.forget_actors()  # of what was told already
                 return
             now = time.monotonic()
             if self._since is None:
                 self._since = now
             if now - self._since >= self._options.debounce:
-                self._since = None
                 self.ready = self._changes.take(self._options.mount_filter)
+                self._since = None  # not before, as the filter may raise
 
     def at(self, point: str) -> StatmountResult | None:
         """The mount that is on top at a mount point, as far as is known."""
@@ -190,7 +208,8 @@ class MountWatcher:
             self.closed = True
             self._fds.close()
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Raises :exc:`RuntimeError` in a forked child."""
         if self._pid != os.getpid():
             raise RuntimeError("mounts are watched by the process that began it, not by its child")
 
@@ -210,17 +229,18 @@ class MountWatcher:
             except OSError as error:
                 if wanted is not None or error.errno not in _NOT_TO_BE_HAD:
                     raise
-        try:
-            self._open_mountinfo(wake=wanted != "poll")
-        except FileNotFoundError:  # no /proc: all mounts must be asked about every time
-            if wanted == "mountinfo":
-                raise
+        if wanted != "poll" and self._mnt_ns is None:  # there is none by descriptor
+            try:
+                self._open_mountinfo()
+            except FileNotFoundError:
+                if wanted == "mountinfo":
+                    raise
         if self._fanotify is not None:
             return "fanotify"
-        if self._mountinfo is not None and wanted != "poll":
+        if self._mountinfo is not None:
             return "mountinfo"
         if self._options.interval is None:
-            check(-errno.ENOENT, "open", "/proc/self/mountinfo", notes=("there is no interval",))
+            check(-errno.ENOENT, "open", _MOUNTINFO, notes=("there is no interval",))
         return "poll"
 
     def _open_fanotify(self) -> None:
@@ -237,17 +257,14 @@ class MountWatcher:
             self._fds.push(opened.pop_all())
         self._fanotify = fd
 
-    def _open_mountinfo(self, *, wake: bool) -> None:
-        if self._mnt_ns is not None:
-            return  # there is none by descriptor
-        path = "/proc/self/mountinfo"
-        self._mountinfo = self._fds.enter_context(openat2(AT_FDCWD, path, os.O_RDONLY))
-        if wake:
-            # It is always readable: what it has to tell are the edges.
-            self._epoll.register(self._mountinfo, select.EPOLLIN | select.EPOLLET)
+    def _open_mountinfo(self) -> None:
+        self._mountinfo = self._fds.enter_context(openat2(AT_FDCWD, _MOUNTINFO, os.O_RDONLY))
+        # It is always readable: what it has to tell are the edges.
+        self._epoll.register(self._mountinfo, select.EPOLLIN | select.EPOLLET)
 
     def _woken(self) -> set[int]:
         """The ids of the mounts that wake-ups are about."""
+        self._ended.clear()
         fds = {fd for fd, _ in self._epoll.poll(0)}
         mentioned = set()
         if self._mountinfo is not None and self._mountinfo in fds:
@@ -263,25 +280,26 @@ class MountWatcher:
         with contextlib.suppress(BlockingIOError):
             while True:
                 events, overflow = parsed(os.read(group, _READ))
-                for mnt_id, pid in events:
+                for mnt_id, pid, ended in events:
                     mentioned.add(mnt_id)
+                    if ended:
+                        self._ended.add(mnt_id)
                     self._changes.acted(mnt_id, pid)
                 if overflow:
                     self._changes.lost()
-                    self._due = True
-                    self._all_rested = 0.0
+                    self._lost = True
+                    self._unheard.clear()
         return mentioned
 
     # What is looked at.
 
     def _first_look(self) -> list[StatmountResult]:
-        if self._mountinfo is None:
+        if (lines := self._read_mountinfo()) is None:
             return snapshot(self._mask, self._mnt_ns)
-        lines = self._read_mountinfo(self._mountinfo)
         for _ in range(_TRIES):
             before = lines
             mounts = list(iter_mount(statmount_flags=self._mask))
-            ids, lines = listmount(), self._read_mountinfo(self._mountinfo)
+            ids, lines = listmount(), self._read_mountinfo()
             if lines == before and ids == [mount.mnt_id for mount in mounts]:
                 self._ids, self._lines = ids, lines
                 break
@@ -298,7 +316,7 @@ class MountWatcher:
             self._reckoned = now
         tick = self._options.interval is not None and now >= self._tick
         due = self._due and now >= self._all_rested and not self._changes
-        if tick or due or not enough:
+        if tick or due or not enough or self._lost:
             self._look_at_all()
 
     def _look_at(self, mentioned: set[int], *, transients: bool) -> bool:
@@ -317,7 +335,8 @@ class MountWatcher:
         for mnt_id in mentioned:
             old, new = known.get(mnt_id), found.get(mnt_id)
             if old is None and new is None:
-                if transients:
+                # Attached and gone already, it is told of when fanotify says that it is gone.
+                if transients and mnt_id in self._ended and mnt_id not in self._unheard:
                     self._changes.came_and_went(mnt_id)
             elif new is None:
                 # With a peer group goes what others are told of it.
@@ -327,45 +346,57 @@ class MountWatcher:
                 alone &= not self._changes.has_in_place_of(new)
             else:
                 alone &= old == new
+        self._unheard -= self._ended
         if alone:
             for mnt_id in mentioned:
                 if mnt_id in found:
                     self._changes.is_there(found[mnt_id])
                 else:
-                    self._changes.is_gone(mnt_id)
+                    self._is_gone(mnt_id)
             self._ids = None
         return alone
+
+    def _is_gone(self, mnt_id: int) -> None:
+        known = mnt_id in self._changes.mounts
+        if known and self._fanotify is not None and not self._lost and mnt_id not in self._ended:
+            self._unheard.add(mnt_id)
+        self._changes.is_gone(mnt_id)
 
     def _look_at_all(self) -> None:
         began = time.monotonic()
         self._due = False
         ids = listmount(mnt_ns=self._mnt_ns)
         known = self._changes.mounts
-        if self._mountinfo is None:
+        if (lines := self._read_mountinfo()) is None:
             asked = set(ids)
+        elif ids == self._ids and lines == self._lines:
+            asked = set()
         else:
-            lines = self._read_mountinfo(self._mountinfo)
-            if ids == self._ids and lines == self._lines:
-                asked = set()
-            else:
-                differing = _old_ids(lines, self._lines)
-                asked = set(ids) - known.keys()
-                asked |= {i for i, mount in known.items() if mount.mnt_id_old in differing}
-            self._ids, self._lines = ids, lines
+            differing = _old_ids(lines, self._lines)
+            asked = set(ids) - known.keys()
+            asked |= {i for i, mount in known.items() if mount.mnt_id_old in differing}
         gone = (known.keys() - set(ids)) | asked
         for mount in statmounts(sorted(asked), self._mask, mnt_ns=self._mnt_ns):
             self._changes.is_there(mount)
             gone.discard(mount.mnt_id or 0)
         for mnt_id in gone:
-            self._changes.is_gone(mnt_id)
+            self._is_gone(mnt_id)
+        self._lost = False
+        self._ids, self._lines = ids, lines
         now = time.monotonic()
         self._all_rested = now + _REST * (now - began)
         self._tick = now + (self._options.interval or 0.0)
 
-    @staticmethod
-    def _read_mountinfo(mountinfo: Fd) -> bytes:
-        os.lseek(mountinfo, 0, os.SEEK_SET)
-        return b"".join(iter(lambda: os.read(mountinfo, _READ), b""))
+    def _read_mountinfo(self) -> bytes | None:
+        """All of it; None where there is none: all mounts must be asked about every time."""
+        if self._mnt_ns is not None:
+            return None  # there is none by descriptor
+        try:
+            # Opened again, as its paths begin at what was the root then: it may be another one now.
+            with openat2(AT_FDCWD, _MOUNTINFO, os.O_RDONLY) as mountinfo:
+                return b"".join(iter(lambda: os.read(mountinfo, _READ), b""))
+        except FileNotFoundError:
+            return None
 
 
 def _old_ids(lines: bytes, before: bytes | None) -> set[int]:
@@ -391,7 +422,9 @@ class MountWatch(Iterator[tuple[MountEvent, ...]]):
         self._timeout = timeout
         self._watcher: MountWatcher | None = None
         self._closed = False
+        # Held by the thread that asks for the next batch.
         self._waiting = threading.Lock()
+        self._asking: int | None = None
 
     @property
     def snapshot(self) -> MountTree:
@@ -427,6 +460,8 @@ class MountWatch(Iterator[tuple[MountEvent, ...]]):
         self._closed = True
         if self._watcher is not None:
             self._watcher.interrupt()
+            if self._asking == threading.get_ident():
+                return  # from a signal handler or a filter: what it interrupts will close
             with self._waiting:
                 self._watcher.close()
 
@@ -436,23 +471,30 @@ class MountWatch(Iterator[tuple[MountEvent, ...]]):
         if not self._waiting.acquire(blocking=False):
             raise RuntimeError("another thread is waiting for the next batch of this watch")
         try:
+            self._asking = threading.get_ident()
             batch = self._next_batch(self._begun())
+            if batch is None:
+                self._closed = True
         finally:
+            self._asking = None
             self._waiting.release()
+            if self._closed:
+                self.close()
         if batch is None:
-            self.close()
             raise StopIteration
         return batch
 
     def _next_batch(self, watcher: MountWatcher) -> tuple[MountEvent, ...] | None:
+        watcher.check_process()
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         while not self._closed and not (self._stop_event and self._stop_event.is_set()):
-            left = None if deadline is None else deadline - time.monotonic()
-            if watcher.ready or (left is not None and left <= 0):
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not watcher.ready:
+                watcher.wait(left, None if self._stop_event is None else _ASK)
+                watcher.poll()
+            if watcher.ready or left == 0.0:
                 batch, watcher.ready = watcher.ready, ()
                 return batch
-            watcher.wait(left, None if self._stop_event is None else _ASK)
-            watcher.poll()
         return None
 
 

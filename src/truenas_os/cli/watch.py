@@ -2,6 +2,7 @@
 """``watch``: what happens to mounts, as it happens."""
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -57,6 +58,8 @@ def register(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if arguments.path == "":  # it would be the current directory
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "")
     wanted = None if arguments.path is None else MountFilter(under=os.path.abspath(arguments.path))
     show = _json if arguments.json else _line
     with blocking.watch_mounts(mount_filter=wanted) as batches:
