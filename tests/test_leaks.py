@@ -133,6 +133,16 @@ def unmounted(directory, **how):
         blocking.umount(target, **how)
 
 
+def watched_change(directory):
+    with blocking.watch_mounts() as changes, mounted_by_others(directory):
+        next(changes)
+
+
+def waited_for(directory):
+    blocking.wait_for_mount(directory)
+    blocking.wait_for_unmount(directory / "nothing")
+
+
 CALLS = {
     "statx": lambda _: blocking.statx(AT_FDCWD, "/"),
     "openat2": lambda _: blocking.openat2(AT_FDCWD, "/", os.O_PATH).close(),
@@ -159,9 +169,11 @@ CALLS = {
     "umount lazy_fallback": lambda d: unmounted(d, lazy_fallback=True),
     "mount_tree": lambda d: str(blocking.mount_tree().containing(d)),
     "idmap_userns": lambda _: blocking.idmap_userns(MAP, MAP).close(),
+    "watch_mounts": watched_change,
+    "wait_for_mount, wait_for_unmount": waited_for,
 }
 ROOTS = ["loop_device"]
-SLOW = ["idmapped bind", "mounted"]
+SLOW = ["idmapped bind", "mounted", "watch_mounts"]
 EVERY_CALL = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=needs_root if n in ROOTS else ()) for n in CALLS]
 )
@@ -207,6 +219,8 @@ FAILING = {
     "remount": lambda d: blocking.remount(d, size="lots"),
     "set_attr": lambda d: blocking.set_attr(d, 1 << 40),
     "mount_tree": lambda _: blocking.mount_tree(mnt_ns=0),
+    "watch_mounts": lambda _: block(blocking.watch_mounts, mnt_ns=0),
+    "wait_for_mount": lambda d: blocking.wait_for_mount(d / "nothing", timeout=0),
 }
 
 
@@ -254,9 +268,9 @@ def check_for_leaks(call, calls=500):
 # A close that is made to fail has not closed anything, which no real one does; so it is with what
 # ends and reaps a child.
 SYSCALLS = (
-    "clone3 fsconfig fsmount fsopen fspick ioctl listmount mount_setattr move_mount "
-    "name_to_handle_at open_by_handle_at open_tree open_tree_attr openat2 read renameat2 statmount "
-    "statx umount2"
+    "clone3 fanotify_init fanotify_mark fsconfig fsmount fsopen fspick ioctl listmount "
+    "mount_setattr move_mount name_to_handle_at open_by_handle_at open_tree open_tree_attr openat2 "
+    "read renameat2 statmount statx umount2"
 ).split()
 
 
@@ -331,6 +345,10 @@ async def test_the_async_face_leaks_nothing(mount_dir):
         await truenas_os.umount(mount_dir / "one", recursive=True)
         async with await truenas_os.idmap_userns(MAP, MAP):
             pass
+        async with truenas_os.watch_mounts(initial=True) as changes:
+            await anext(changes)
+        await truenas_os.wait_for_mount(mount_dir)
+        await truenas_os.wait_for_unmount(mount_dir / "nothing")
 
     with namespace:
         for _ in range(20):
