@@ -91,14 +91,19 @@ def mounts(count: int) -> Iterator[None]:
             libc.umount2(directory.encode(), 2)  # MNT_DETACH
 
 
-def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+def begin_inside() -> None:
+    """Begin again in a mount namespace of one's own, unless that has been done."""
     if _INSIDE not in os.environ:
         os.environ[_INSIDE] = "1"
         user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         arguments = ["--mount", "--propagation", "private", "--", sys.executable, *sys.argv]
         os.execvp("unshare", ["unshare", *user, *arguments])
     print(f"Python {sys.version.split()[0]}, Linux {os.uname().release}, {os.cpu_count()} CPUs")
+
+
+def main() -> None:
+    begin_inside()
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     with mounts(count):
         measure(count)
 

@@ -120,7 +120,7 @@ def test_a_bad_path_is_one_line_and_status_1(tmp_path, command, options, name, r
     assert done.stderr.decode() == f"truenas_os: {name}: {reason}\n"
 
 
-@pytest.mark.parametrize("command", ["mounts", "stat", "umount"])
+@pytest.mark.parametrize("command", ["mounts", "stat", "umount", "watch"])
 def test_an_empty_path_is_one_line_and_status_1(command):
     done = run(command, "")
     assert (done.returncode, done.stdout) == (1, b"")
@@ -170,7 +170,7 @@ def test_wrong_usage_repeats_no_hostile_argument(name):
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("mounts",), ("mount",), ("bind",), ("umount",), ("stat",)],
+    [(), ("mounts",), ("mount",), ("bind",), ("umount",), ("stat",), ("watch",)],
     ids=shlex.join,
 )
 def test_help_has_an_example(arguments):

@@ -22,7 +22,7 @@ from command_line import (
 from truenas_os import blocking
 from truenas_os.blocking.trees import TreeOfMounts
 from truenas_os.cli import main, tree
-from truenas_os.cli.mounts import _json_object
+from truenas_os.cli.mounts import json_object
 
 
 def test_a_pipe_gets_one_line_a_mount_in_the_order_of_mountinfo(various_mounts):
@@ -277,7 +277,7 @@ def test_json_names_the_parts_of_an_id_map():
     mount = blocking.StatmountResult(**values)._replace(
         mnt_uidmap=(blocking.IdmapMapping(0, 1000, 5),), mnt_gidmap=()
     )
-    assert _json_object(mount, ("mnt_uidmap", "mnt_gidmap")) == {
+    assert json_object(mount, ("mnt_uidmap", "mnt_gidmap")) == {
         "mnt_uidmap": [{"inside": 0, "outside": 1000, "length": 5}],
         "mnt_gidmap": [],
     }

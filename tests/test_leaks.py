@@ -179,6 +179,16 @@ def file_attributes(directory):
     blocking.file_getattr(path)
 
 
+def watched_change(directory):
+    with blocking.watch_mounts() as changes, mounted_by_others(directory):
+        next(changes)
+
+
+def waited_for(directory):
+    blocking.wait_for_mount(directory)
+    blocking.wait_for_unmount(directory / "nothing")
+
+
 CALLS = {
     "statx": lambda _: blocking.statx(AT_FDCWD, "/"),
     "openat2": lambda _: blocking.openat2(AT_FDCWD, "/", os.O_PATH).close(),
@@ -210,9 +220,15 @@ CALLS = {
     "link_tmpfile": link,
     "xattrs": xattrs,
     "attributes": file_attributes,
+    "watch_mounts": watched_change,
+    "wait_for_mount, wait_for_unmount": waited_for,
 }
 ROOTS = ["loop_device"]
-SLOW = ["idmap_userns", "idmapped bind", "mounted", "overlay", "umount recursive"]
+# The end of a fanotify group takes the kernel 10 ms.
+SLOW = [
+    *("idmap_userns", "idmapped bind", "mounted", "overlay", "umount recursive"),
+    *("watch_mounts", "wait_for_mount, wait_for_unmount"),
+]
 EVERY_CALL = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=needs_root if n in ROOTS else ()) for n in CALLS]
 )
@@ -265,6 +281,7 @@ FAILING = {
     "xattrs": lambda directory: blocking.getxattr(directory, "user.none"),
     "attributes": lambda _: blocking.file_getattr("/proc/version"),
     "check_access": lambda _: blocking.check_access([], ["/nonexistent"], must_exist=True),
+    "watch_mounts": lambda _: block(blocking.watch_mounts, mnt_ns=0),
 }
 
 
@@ -312,10 +329,10 @@ def check_for_leaks(call, calls=500):
 # A close that is made to fail has not closed anything, which no real one does; so it is with what
 # ends and reaps a child.
 SYSCALLS = (
-    "clone3 fchmod fchown fcntl file_getattr file_setattr flock fsconfig fsmount fsopen fspick "
-    "fsync getxattrat ioctl linkat listmount listxattr listxattrat mount_setattr move_mount "
-    "name_to_handle_at open_by_handle_at open_tree open_tree_attr openat2 read removexattrat "
-    "renameat2 setxattrat statmount statx umount2"
+    "clone3 fanotify_init fanotify_mark fchmod fchown fcntl file_getattr file_setattr flock "
+    "fsconfig fsmount fsopen fspick fsync getxattrat ioctl linkat listmount listxattr listxattrat "
+    "mount_setattr move_mount name_to_handle_at open_by_handle_at open_tree open_tree_attr openat2 "
+    "read removexattrat renameat2 setxattrat statmount statx umount2"
 ).split()
 
 
@@ -396,6 +413,10 @@ async def test_the_async_face_leaks_nothing(mount_dir):
             async for _ in file:
                 break
         await truenas_os.listxattr(mount_dir)
+        async with truenas_os.watch_mounts(initial=True) as changes:
+            await anext(changes)
+        await truenas_os.wait_for_mount(mount_dir)
+        await truenas_os.wait_for_unmount(mount_dir / "nothing")
 
     with namespace:
         for _ in range(20):

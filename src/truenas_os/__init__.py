@@ -10,6 +10,7 @@ does not fit the kernel's type an :exc:`OverflowError`, as in :mod:`os`.
 from ._threads import set_thread_limit
 from .blocking import flags
 from .blocking.errors import SymlinkInPathError
+from .blocking.events import MountEvent, MountEventKind, MountFilter
 from .blocking.flags import *
 from .blocking.loop import LoopDevice
 from .blocking.mounting import Mount
@@ -56,6 +57,7 @@ from .calls import (
     umount,
     umount2,
 )
+from .events import wait_for_mount, wait_for_unmount, watch_mounts
 from .fds import Fd
 from .filehandle import fhandle
 from .mounting import (
@@ -77,6 +79,9 @@ __all__ = [
     "IdmapMapping",
     "LoopDevice",
     "Mount",
+    "MountEvent",
+    "MountEventKind",
+    "MountFilter",
     "MountTree",
     "StatmountResult",
     "StatxResult",
@@ -123,5 +128,8 @@ __all__ = [
     "statx",
     "umount",
     "umount2",
+    "wait_for_mount",
+    "wait_for_unmount",
+    "watch_mounts",
 ]
 __all__ += flags.__all__

@@ -562,6 +562,14 @@ def _portal() -> _Portal:
     return portal
 
 
+def in_background(function: Callable[[], object]) -> None:
+    """Call *function*, which must not wait for long, elsewhere; even for a finalizer."""
+    if _pool.supervisor is None:  # in a forked child
+        function()
+    else:
+        _pool.inbox.put(function)
+
+
 def set_thread_limit(limit: int) -> int:
     """Set how many calls of the running event loop may be under way at once; return the old limit.
 

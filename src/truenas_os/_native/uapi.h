@@ -25,6 +25,8 @@
  */
 #define TOS_SYS_clone SYS_clone
 #define TOS_SYS_close SYS_close
+#define TOS_SYS_fanotify_init SYS_fanotify_init
+#define TOS_SYS_fanotify_mark SYS_fanotify_mark
 #define TOS_SYS_fchmod SYS_fchmod
 #define TOS_SYS_flock SYS_flock
 #define TOS_SYS_fsync SYS_fsync
@@ -257,6 +259,15 @@ _Static_assert(sizeof(struct tos_loop_config) == 304, "struct loop_config");
 
 #define TOS_LOOP_CTL_GET_FREE 0x4C82
 #define TOS_LOOP_CONFIGURE 0x4C0A
+
+/* fanotify_init(2), fanotify_mark(2), as far as they are about mounts; Linux 6.15 */
+#define TOS_FAN_CLOEXEC 0x00000001
+#define TOS_FAN_NONBLOCK 0x00000002
+#define TOS_FAN_REPORT_MNT 0x00004000
+#define TOS_FAN_MARK_ADD 0x00000001
+#define TOS_FAN_MARK_MNTNS 0x00000110
+#define TOS_FAN_MNT_ATTACH 0x01000000
+#define TOS_FAN_MNT_DETACH 0x02000000
 
 /* clone3(2) */
 struct tos_clone_args {

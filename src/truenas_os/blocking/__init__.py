@@ -8,6 +8,7 @@ from . import flags
 from .access import check_access
 from .attributes import file_getattr, file_setattr
 from .errors import SymlinkInPathError
+from .events import MountEvent, MountEventKind, MountFilter
 from .fds import Fd
 from .filehandle import fhandle
 from .files import openat2, renameat2, statx
@@ -40,6 +41,7 @@ from .safefiles import exchange, link_tmpfile, rename_noreplace, safe_open
 from .trees import MountTree, mount_tree
 from .unmounting import umount
 from .userns import idmap_userns
+from .watcher import wait_for_mount, wait_for_unmount, watch_mounts
 from .xattrs import getxattr, listxattr, removexattr, setxattr
 
 __all__ = [
@@ -50,6 +52,9 @@ __all__ = [
     "IdmapMapping",
     "LoopDevice",
     "Mount",
+    "MountEvent",
+    "MountEventKind",
+    "MountFilter",
     "MountTree",
     "StatmountResult",
     "StatxResult",
@@ -95,5 +100,8 @@ __all__ = [
     "statx",
     "umount",
     "umount2",
+    "wait_for_mount",
+    "wait_for_unmount",
+    "watch_mounts",
 ]
 __all__ += flags.__all__

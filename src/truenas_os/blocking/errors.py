@@ -10,6 +10,8 @@ from .flags import AT_FDCWD
 # The Linux version that brought each system call.
 _SINCE = {
     "clone3": "5.3",
+    "fanotify_init": "2.6.37",
+    "fanotify_mark": "2.6.37",
     "file_getattr": "6.17",
     "file_setattr": "6.17",
     "fsconfig": "5.2",

@@ -136,8 +136,8 @@ class TreeOfMounts:
 
         An absolute path, by its components: ``/a`` is above ``/a/b``, not above ``/ab``.
         """
-        prefix = _normal(path)
-        return tuple(mount for mount in self if _is_under(mount.mnt_point, prefix))
+        prefix = normal_path(path)
+        return tuple(mount for mount in self if is_under(mount.mnt_point, prefix))
 
     def at(self, path: StrOrBytesPath) -> StatmountResult | None:
         """The mount that is on top at the mount point *path*; None if that is no mount point."""
@@ -146,7 +146,7 @@ class TreeOfMounts:
 
     def stack(self, path: StrOrBytesPath) -> tuple[StatmountResult, ...]:
         """All mounts at the mount point *path* that a lookup passes, the one on top last."""
-        point = _normal(path)
+        point = normal_path(path)
         return tuple(mount for mount in self._passed(point) if mount.mnt_point == point)
 
     def select(
@@ -166,7 +166,7 @@ class TreeOfMounts:
             mount
             for mount in (self if under is None else self.under(under))
             if (fs_type is None or mount.fs_type == fs_type)
-            and (source is None or fnmatchcase(mount.sb_source or "", source))
+            and (source is None or matches_source(mount, source))
             and (zfs_snapshots or not _is_zfs_snapshot(mount))
         )
 
@@ -313,7 +313,8 @@ def _shape(mount: StatmountResult) -> tuple[int | None, int | None, str | None]:
     return mount.mnt_id, mount.mnt_parent_id, mount.mnt_point
 
 
-def _normal(path: StrOrBytesPath) -> str:
+def normal_path(path: StrOrBytesPath) -> str:
+    """An absolute path as the kernel writes it. Raises :exc:`ValueError` for any other."""
     text = os.fsdecode(path)
     names = [name for name in text.split("/") if name not in ("", ".")]
     if not text.startswith("/") or ".." in names:
@@ -331,10 +332,16 @@ def _prefixes(path: str) -> Iterator[str]:
         yield path[:end]
 
 
-def _is_under(point: str | None, prefix: str) -> bool:
+def is_under(point: str | None, prefix: str) -> bool:
+    """Whether a mount point is *prefix* or below it, by components."""
     return point is not None and (
         prefix == "/" or point == prefix or point.startswith(prefix + "/")
     )
+
+
+def matches_source(mount: StatmountResult, pattern: str) -> bool:
+    """Whether the source of a mount matches a shell pattern."""
+    return fnmatchcase(mount.sb_source or "", pattern)
 
 
 def _is_zfs_snapshot(mount: StatmountResult) -> bool:

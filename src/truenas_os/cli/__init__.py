@@ -22,6 +22,7 @@ _COMMANDS = (
     "bind",
     "umount",
     "stat",
+    "watch",
 )
 
 _STATUS = """\

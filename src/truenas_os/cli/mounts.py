@@ -99,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     if arguments.json:
         fields = StatmountResult._fields if arguments.all_fields else _TABLE_FIELDS
-        write_json([_json_object(mount, fields) for mount in mounts])
+        write_json([json_object(mount, fields) for mount in mounts])
     elif arguments.all_fields:
         write("\n".join(map(_block, mounts)))
     elif is_terminal():
@@ -123,7 +123,8 @@ def _joined(words: Iterable[str], escape: Callable[[str], str]) -> str:
     return ",".join(escape(word).replace(",", r"\x2c") for word in words)
 
 
-def _json_object(mount: StatmountResult, fields: tuple[str, ...]) -> dict[str, object]:
+def json_object(mount: StatmountResult, fields: tuple[str, ...]) -> dict[str, object]:
+    """The *fields* of a mount as JSON has them."""
     values = mount._asdict()
     for name in ("mnt_uidmap", "mnt_gidmap"):
         if values[name] is not None:
