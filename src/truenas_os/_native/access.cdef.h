@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: LGPL-3.0-or-later */
 
 /*
- * Starts a child process that becomes (uid, gid, groups) and asks access(2), for mode, about count
- * paths, which stand in paths one after the other, each ended by a NUL: its pid, or -errno. The
- * child writes to errors, which must be shared memory: first what became of the change of identity,
- * then one for each path, 0 or an errno. It ends without a signal to this process.
+ * Starts a child process that becomes (uid, gid, groups) and asks faccessat2(2), for mode, about
+ * count paths, which stand in paths one after the other, each ended by a NUL: its pid, and a
+ * close-on-exec descriptor for it in *pidfd, or -errno. The child writes to errors, which must be
+ * shared memory: one for each path from the second on, then, at the end, what kept it from asking
+ * to the first; each 0 or an errno. It makes no sound when it ends.
  */
 int tos_access_as(unsigned int uid, unsigned int gid, const unsigned int *groups, size_t n_groups,
-		  const char *paths, size_t count, int mode, int *errors);
-
-/* wait4(2) for such a child: its wait status, or -errno. */
-int tos_wait_for(int pid);
+		  const char *paths, size_t count, int mode, int *errors, int *pidfd);

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: LGPL-3.0-or-later */
+#define _GNU_SOURCE
 #include "sys.h"
 #include "files.cdef.h"
 
 int tos_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve)
 {
 	struct tos_open_how how = {
-		.flags = flags | TOS_O_CLOEXEC,
+		.flags = flags | TOS_O_CLOEXEC | (flags & TOS_O_PATH ? 0 : TOS_O_LARGEFILE),
 		.mode = mode,
 		.resolve = resolve,
 	};

@@ -23,7 +23,6 @@
  * The common table gives a call of Linux 5.1 or later one number everywhere. The older calls used
  * here are numbered by architecture, and every C library that can build this knows them as SYS_*.
  */
-#define TOS_SYS_clone SYS_clone
 #define TOS_SYS_close SYS_close
 #define TOS_SYS_fanotify_init SYS_fanotify_init
 #define TOS_SYS_fanotify_mark SYS_fanotify_mark
@@ -43,7 +42,6 @@
 #define TOS_SYS_statx SYS_statx
 #define TOS_SYS_umount2 SYS_umount2
 #define TOS_SYS_unlinkat SYS_unlinkat
-#define TOS_SYS_wait4 SYS_wait4
 #define TOS_SYS_waitid SYS_waitid
 #define TOS_SYS_pidfd_send_signal 424
 #define TOS_SYS_open_tree 428
@@ -54,6 +52,7 @@
 #define TOS_SYS_fspick 433
 #define TOS_SYS_clone3 435
 #define TOS_SYS_openat2 437
+#define TOS_SYS_faccessat2 439
 #define TOS_SYS_mount_setattr 442
 #define TOS_SYS_statmount 457
 #define TOS_SYS_listmount 458
@@ -92,6 +91,9 @@ struct tos_open_how {
 _Static_assert(sizeof(struct tos_open_how) == 24, "struct open_how");
 
 #define TOS_O_CLOEXEC O_CLOEXEC
+/* The C library shows these to sources that define _GNU_SOURCE. */
+#define TOS_O_PATH O_PATH
+#define TOS_O_LARGEFILE O_LARGEFILE
 
 /* statx(2) */
 struct tos_statx_timestamp {
@@ -287,7 +289,7 @@ _Static_assert(sizeof(struct tos_clone_args) == 64, "struct clone_args");
 #define TOS_CLONE_NEWUSER 0x10000000ULL
 #define TOS_CLONE_CLEAR_SIGHAND 0x100000000ULL
 
-/* waitid(2), wait4(2): children of every kind, also those that end without a signal */
+/* waitid(2): TOS_WALL is for children of every kind, also those that end without a signal */
 #define TOS_P_PIDFD 3
 #define TOS_WEXITED 0x00000004
 #define TOS_WALL 0x40000000

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: LGPL-3.0-or-later */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -39,14 +38,4 @@ int tos_userns_child(int *pidfd)
 	if (pid == 0)
 		wait_to_be_killed(parent);
 	return (int)pid;
-}
-
-int tos_end_child(int pidfd)
-{
-	long ret = tos_syscall(TOS_SYS_pidfd_send_signal, pidfd, SIGKILL, 0, 0, 0);
-
-	if (ret < 0)
-		return (int)ret;
-	ret = tos_syscall(TOS_SYS_waitid, TOS_P_PIDFD, pidfd, 0, TOS_WEXITED | TOS_WALL, 0);
-	return ret == -ECHILD ? 0 : (int)ret; /* somebody else has reaped it */
 }

@@ -6,6 +6,3 @@
  * but wait to be killed; it dies with the thread that made it.
  */
 int tos_userns_child(int *pidfd);
-
-/* Kills a child and waits for its end: 0, or -errno (-EINTR: call again). */
-int tos_end_child(int pidfd);

@@ -4,15 +4,18 @@
 import errno
 import mmap
 import os
-import signal
 import struct
 from collections.abc import Iterable, Sequence
 
 from .._native import ffi, lib
 from .arguments import StrOrBytesPath, path_bytes
+from .children import end_child
 from .errors import check
 from .results import Access, Credentials
 
+_NGROUPS_MAX = 65536
+# What the child replaces by 0 or an errno.
+_UNANSWERED = -1
 _NEEDS_ROOT = (
     "taking on the identity of others needs root (CAP_SETUID and CAP_SETGID), and ids that the "
     "user namespace has"
@@ -34,13 +37,13 @@ def check_access(
     entry for each identity and component, the first identity's first. What does not exist is left
     out, or with *must_exist* an error.
 
-    For each identity a child process takes it on and asks :manpage:`access(2)`; the identity of
+    For each identity a child process takes it on and asks :manpage:`faccessat2(2)`; the identity of
     this process and of its threads never changes. So ACLs, read-only mounts and security modules
     count, and so does everything on the way to a component, symlinks included.
 
     Raises :exc:`FileNotFoundError` (with *must_exist*); :exc:`PermissionError` (EPERM) without
     root; :exc:`OSError`: EAGAIN (no more processes), ECANCELED (the child was killed), and what
-    :manpage:`stat(2)` of a component raises.
+    :manpage:`stat(2)` of a component raises. Linux 5.8.
     """
     identities = [_checked(each) for each in creds]
     if mode & ~(os.R_OK | os.W_OK | os.X_OK):
@@ -58,6 +61,8 @@ def _checked(creds: Credentials | tuple[int, int, Sequence[int]]) -> Credentials
     for number in (uid, gid, *groups):
         if not 0 <= number < 0xFFFFFFFF:
             raise ValueError(f"a user or group id is between 0 and 4294967294, not {number}")
+    if len(groups) > _NGROUPS_MAX:
+        raise ValueError(f"at most {_NGROUPS_MAX} groups, not {len(groups)}")
     return Credentials(uid, gid, tuple(groups))
 
 
@@ -88,30 +93,29 @@ def _ask(identity: Credentials, paths: list[str], mode: int) -> list[int]:
     """0 or an errno for each path."""
     layout = struct.Struct(f"={1 + len(paths)}i")
     with mmap.mmap(-1, layout.size) as shared:
+        layout.pack_into(shared, 0, _UNANSWERED, *[0] * len(paths))
         with ffi.from_buffer("int[]", shared) as errors:
-            status = _run(identity, b"".join(os.fsencode(p) + b"\0" for p in paths), mode, errors)
-        changed, *answers = layout.unpack(shared)
-    if status:
-        note = f"the helper process was killed by signal {os.WTERMSIG(status)}"
-        check(-errno.ECANCELED, "access", notes=(note,))
-    if changed:
-        code = errno.EPERM if changed == errno.EINVAL else changed
+            _run(identity, b"".join(os.fsencode(p) + b"\0" for p in paths), mode, errors)
+        failed, *answers = layout.unpack(shared)
+    if failed == _UNANSWERED:
+        check(-errno.ECANCELED, "faccessat2", notes=("the helper process was killed",))
+    if failed == errno.ENOSYS:
+        check(-failed, "faccessat2")
+    if failed:
+        code = errno.EPERM if failed == errno.EINVAL else failed
         check(-code, "setresuid", notes=(_NEEDS_ROOT,))
     return answers
 
 
-def _run(identity: Credentials, paths: bytes, mode: int, errors: "ffi.CData") -> int:
-    """Run the child to its end: its wait status."""
+def _run(identity: Credentials, paths: bytes, mode: int, errors: "ffi.CData") -> None:
+    """Run the child to its end."""
     groups, count = ffi.new("unsigned[]", identity.groups), len(identity.groups)
+    pidfd = ffi.new("int *", -1)
     arguments = identity.uid, identity.gid, groups, count, paths, len(errors) - 1, mode, errors
-    while (pid := lib.tos_access_as(*arguments)) < 0:
-        check(pid, "clone")
     try:
-        while (status := lib.tos_wait_for(pid)) < 0:
-            check(status, "wait4")
-    except BaseException:  # a signal's handler raised it
-        os.kill(pid, signal.SIGKILL)
-        while lib.tos_wait_for(pid) == -errno.EINTR:
-            pass
-        raise
-    return int(status)
+        while (ret := lib.tos_access_as(*arguments, pidfd)) < 0:
+            check(ret, "clone3")
+        while (ret := lib.tos_wait_child(pidfd[0])) < 0:
+            check(ret, "waitid")
+    finally:
+        end_child(pidfd[0])

@@ -9,7 +9,7 @@ from typing import Any
 
 from .._native import ffi, lib
 from .arguments import FileDescriptorLike, StrOrBytesPath
-from .files import openat2
+from .fds import Fd
 from .flags import AT_FDCWD
 from .results import FileAttr
 from .targets import Target, link_of
@@ -109,7 +109,20 @@ def _by_ioctl(ioctl: str, target: Target, data: Any) -> None:
         # A device's ioctl would be answered by its driver, and opening it may do something.
         if stat.S_IFMT(os.fstat(pin).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
             target.failed(-errno.EOPNOTSUPP, "ioctl")
-        with openat2(AT_FDCWD, link_of(pin), os.O_RDONLY | os.O_NONBLOCK) as fd:
-            while (ret := function(fd, data)) < 0:
-                # What has no such ioctl says ENOTTY, which file_getattr(2) translates too.
-                target.failed(-errno.EOPNOTSUPP if ret == -errno.ENOTTY else ret, "ioctl")
+        if target.path is None:
+            ret = _uninterrupted(function, pin, data)
+        if target.path is not None or ret == -errno.EBADF:  # one of O_PATH
+            flags = os.O_RDONLY | os.O_NONBLOCK
+            while (opened := lib.tos_openat2(AT_FDCWD, link_of(pin), flags, 0, 0)) < 0:
+                target.failed(opened, "openat2")
+            with Fd(opened) as fd:
+                ret = _uninterrupted(function, fd, data)
+        if ret < 0:
+            # What has no such ioctl says ENOTTY, which file_getattr(2) translates too.
+            target.failed(-errno.EOPNOTSUPP if ret == -errno.ENOTTY else ret, "ioctl")
+
+
+def _uninterrupted(function: Any, fd: int, data: Any) -> int:
+    while (ret := function(fd, data)) == -errno.EINTR:
+        pass
+    return int(ret)

@@ -10,6 +10,7 @@ from .flags import AT_FDCWD
 # The Linux version that brought each system call.
 _SINCE = {
     "clone3": "5.3",
+    "faccessat2": "5.8",
     "fanotify_init": "2.6.37",
     "fanotify_mark": "2.6.37",
     "file_getattr": "6.17",

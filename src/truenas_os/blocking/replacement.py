@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -18,7 +19,7 @@ from .errors import SymlinkInPathError, check
 from .fds import Fd
 from .flags import RENAME_NOREPLACE, RESOLVE_NO_SYMLINKS
 from .safefiles import check_text, link_descriptor, open_directory
-from .temporaries import Temporaries
+from .temporaries import Temporaries, is_named
 from .xattrs import getxattr, has_xattr, listxattr, removexattr, setxattr
 
 _NO_SYMLINKS = int(RESOLVE_NO_SYMLINKS)
@@ -27,6 +28,9 @@ _NOREPLACE = int(RENAME_NOREPLACE)
 _MODES = frozenset({"w", "tw", "bw", "+w", "+tw", "+bw"})
 
 _ACL = "system.posix_acl_access"
+# After four bytes of version: tag, permissions, id.
+_ACL_ENTRY = struct.Struct("<HHI")
+_ACL_USER_OBJ, _ACL_GROUP_OBJ, _ACL_MASK, _ACL_OTHER = 0x01, 0x04, 0x10, 0x20
 # What a security module measured of the old content.
 _OF_CONTENT = frozenset({"security.ima", "security.evm"})
 
@@ -48,8 +52,9 @@ def atomic_write(
     """Replace a file's content in one step: ``with atomic_write(path) as file: file.write(...)``.
 
     What is written becomes the content of *path*, relative to *dir_fd*, when the block ends; an
-    exception in it leaves everything as it was. Who opens *path* meanwhile, or after a crash, finds
-    the old content or the new, whole. *mode* is one of :func:`open` with ``w``; *encoding*,
+    exception in it leaves everything as it was. Who opens *path* meanwhile, or after the process
+    was killed, finds the old content or the new, whole; after a crash of the machine too, if
+    *durable*. *mode* is one of :func:`open` with ``w``; *encoding*,
     *errors* and *newline* are those of :func:`open`. If *durable*, the file and its directory are
     on the disk when the block has ended; for that the directory must be readable.
 
@@ -109,7 +114,11 @@ def atomic_replace(
         durable=durable,
         encoding=encoding,
     ) as file:
-        file.write(data)
+        try:
+            file.write(data)
+        except OSError as error:
+            error.filename = os.fspath(path)
+            raise
 
 
 def _listed(fd: Fd) -> list[str]:
@@ -119,6 +128,16 @@ def _listed(fd: Fd) -> list[str]:
         if error.errno != errno.EOPNOTSUPP:  # a filesystem without any
             raise
         return []
+
+
+def _acl_with(acl: bytes, perms: int) -> bytes:
+    """The value of an ACL's attribute as chmod(2) changes it."""
+    entries = [list(entry) for entry in _ACL_ENTRY.iter_unpack(acl[4:])]
+    group = _ACL_MASK if any(tag == _ACL_MASK for tag, _, _ in entries) else _ACL_GROUP_OBJ
+    bits = {_ACL_USER_OBJ: perms >> 6 & 7, group: perms >> 3 & 7, _ACL_OTHER: perms & 7}
+    for entry in entries:
+        entry[1] = bits.get(entry[0], entry[1])
+    return acl[:4] + b"".join(_ACL_ENTRY.pack(*entry) for entry in entries)
 
 
 def _raw(file: Any) -> Any:
@@ -176,7 +195,9 @@ class Replacement:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if exc_type is None and self._pid == os.getpid():
+            if exc_type is None:
+                if self._pid != os.getpid():
+                    raise RuntimeError("the file is replaced by the process that began it")
                 self._commit()
         except OSError as error:
             error.filename = self._path
@@ -188,9 +209,14 @@ class Replacement:
         """Leave nothing of the new file, unless it has taken its place."""
         if self._pid != os.getpid():
             self._temporary = None  # in a forked child: it is the parent's
-        while self._undo:
-            with suppress(OSError):  # the close of what nobody will see, or of what is on the disk
-                self._undo.pop()()
+        try:
+            while self._undo:
+                # The close of what nobody will see, or of what is on the disk.
+                with suppress(OSError):
+                    self._undo.pop()()
+        finally:
+            if self._undo:  # a signal's handler raised something
+                self.undo()
 
     def _call(self, call: str, *args: Any) -> None:
         while (ret := getattr(lib, f"tos_{call}")(*args)) < 0:
@@ -243,14 +269,16 @@ class Replacement:
         while (ret := lib.tos_openat2(self._dir, b".", flags, mode, _NO_SYMLINKS)) < 0:
             if ret == -errno.EOPNOTSUPP:
                 # Others can see that one, and may not read what is not theirs yet.
-                named = 0o600 if self._old is not None else mode
+                tightened = self._old is not None or self._perms is not None
+                named = 0o600 if tightened else mode
                 fd, self._temporary = self._temporaries.create(named)
                 return self._owned(fd)
             check(ret, "openat2", self._path)
         return self._owned(ret)
 
     def _remove_temporary(self) -> None:
-        if self._temporary is not None:
+        # Where the rename was not heard to succeed, somebody else may have the name by now.
+        if self._temporary is not None and is_named(self._fd, self._dir, self._temporary):
             self._call("unlinkat", self._dir, self._temporary, 0)
 
     def _commit(self) -> None:
@@ -281,6 +309,9 @@ class Replacement:
         # Last, because the owner and the ACL, and even the writing, change it.
         if mode not in (None, stat.S_IMODE(os.fstat(self._fd).st_mode)):
             self._call("fchmod", self._fd, mode)
+            if stat.S_IMODE(os.fstat(self._fd).st_mode) != mode:
+                note = "the set-group-ID bit cannot be kept, or set, by who is not in the group"
+                check(-errno.EPERM, "fchmod", self._path, notes=(note,))
 
     def _keep_xattrs(self, old: Fd) -> None:
         names = _listed(old)
@@ -292,7 +323,17 @@ class Replacement:
 
     def _keep_xattr(self, old: Fd, name: str) -> None:
         try:
-            setxattr(self._fd, name, getxattr(old, name))
+            value = getxattr(old, name)
+        except OSError as error:
+            if error.errno == errno.ENODATA:
+                return  # removed since the names were listed
+            raise
+        if name == _ACL and self._perms is not None:
+            value = _acl_with(
+                value, self._perms
+            )  # nobody is to have the old access even for a moment
+        try:
+            setxattr(self._fd, name, value)
         except OSError as error:
             privileged = name.startswith(("security.", "trusted."))
             refused = error.errno in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP)
@@ -312,7 +353,10 @@ class Replacement:
 
     def _rename(self) -> None:
         if self._temporary is None:
-            self._temporary = self._temporaries.link(self._fd)
+            for name in self._temporaries.names_to_link(self._fd):
+                self._temporary = name  # before it exists, for an interrupt in between
+                if self._temporaries.link(self._fd, name):
+                    break
         names = self._dir, self._temporary, self._dir, self._name
         flags = _NOREPLACE if self._noclobber else 0
         while (ret := lib.tos_renameat2(*names, flags)) < 0:
@@ -321,7 +365,8 @@ class Replacement:
             else:
                 # A filesystem that cannot rename so. The temporary name is removed with the rest.
                 self._call("linkat", *names, 0)
-                return
+                self._remove_temporary()
+                break
         self._temporary = None
         # Nobody who locks the file itself is to meet a lock of ours.
         lib.tos_flock(self._fd, fcntl.LOCK_UN)

@@ -49,7 +49,8 @@ def safe_open(
 
     A FIFO, socket or device is opened only if *special* is true, and then as :func:`open` does: a
     FIFO waits for its other end. Otherwise it is found out without opening it, so nothing hangs
-    and no device does anything. The descriptor is close-on-exec.
+    and no device does anything; one that takes the file's place at that very moment is opened
+    without waiting, and closed again. The descriptor is close-on-exec.
 
     Raises :exc:`SymlinkInPathError` (ELOOP); :exc:`OSError`: EXDEV (*path* leaves *beneath*),
     EISDIR, EOPNOTSUPP (a special file), and all that :manpage:`open(2)` lists. Linux 5.6.
@@ -75,7 +76,7 @@ def check_text(mode: str, encoding: str | None, errors: str | None, newline: str
     if "b" in mode and not encoding is errors is newline is None:
         raise ValueError("binary mode takes no encoding, errors or newline")
     if encoding not in (None, "locale"):
-        codecs.lookup(encoding)
+        "".encode(encoding)  # also refuses what is no encoding of text
     if errors is not None:
         codecs.lookup_error(errors)
     if newline not in (None, "", "\n", "\r", "\r\n"):

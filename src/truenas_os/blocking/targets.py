@@ -4,7 +4,14 @@
 import os
 from contextlib import AbstractContextManager, nullcontext
 
-from .arguments import FileDescriptorLike, StrOrBytesPath, dir_fileno, fileno, path_bytes
+from .arguments import (
+    FileDescriptorLike,
+    StrOrBytesPath,
+    dir_fileno,
+    fileno,
+    path_bytes,
+    unfollowed,
+)
 from .errors import check
 from .files import openat2
 from .flags import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
@@ -25,8 +32,8 @@ class Target:
         # Descriptor, path and AT_* flags.
         self.where: tuple[int, bytes, int]
         if isinstance(path_or_fd, (str, bytes, os.PathLike)):
-            self.path = path_or_fd
-            self.where = dir_fileno(dir_fd), path_bytes(path_or_fd), int(AT_SYMLINK_NOFOLLOW)
+            self.path = unfollowed(path_or_fd)
+            self.where = dir_fileno(dir_fd), path_bytes(self.path), int(AT_SYMLINK_NOFOLLOW)
         else:
             self.where = fileno(path_or_fd), b"", int(AT_EMPTY_PATH)
 

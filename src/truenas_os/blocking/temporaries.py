@@ -14,6 +14,7 @@ import functools
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -64,23 +65,26 @@ class Temporaries:
             elif ret != -errno.EEXIST:
                 check(ret, "openat2", self._path)
 
-    def link(self, fd: int) -> bytes:
-        """Give a file without a name, which is not to keep it for long, the common one."""
+    def names_to_link(self, fd: int) -> Iterator[bytes]:
+        """Names to try for a file without one, which it is not to keep for long: the common one."""
         lib.tos_flock(fd, _LOCK)
-        name = f"{self._prefix}new".encode()
-        tries = 0
-        while (ret := link_descriptor(fd, self._directory, name)) < 0:
-            if ret != -errno.EEXIST:
-                check(ret, "linkat", self._path)
-            elif tries < _TRIES:
-                if self._remove_if_dead(name):
-                    self._sweep()
-                else:
-                    time.sleep(min(1e-5 * 2**tries, 1e-3))
-                tries += 1
+        common = f"{self._prefix}new".encode()
+        for tries in range(_TRIES):
+            yield common
+            if self._remove_if_dead(common):
+                self._sweep()
             else:
-                name = self._unguessable()
-        return name
+                time.sleep(min(1e-5 * 2**tries, 1e-3))
+        while True:
+            yield self._unguessable()
+
+    def link(self, fd: int, name: bytes) -> bool:
+        """Give a file without a name this one; False if somebody has it."""
+        while (ret := link_descriptor(fd, self._directory, name)) < 0:
+            if ret == -errno.EEXIST:
+                return False
+            check(ret, "linkat", self._path)
+        return True
 
     def _unguessable(self) -> bytes:
         return f"{self._prefix}{secrets.token_hex(16)}".encode()
@@ -102,9 +106,16 @@ class Temporaries:
         else:
             return False
         with suppress(OSError), Fd(ret) as fd:
-            if lib.tos_flock(fd, _LOCK) == 0:
-                # While the lock is ours, nobody else removes the file: its name stays its name.
-                named = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
-                if os.path.samestat(named, os.fstat(fd)):
-                    return bool(lib.tos_unlinkat(self._directory, name, 0) == 0)
+            # While the lock is ours, nobody else removes the file: its name stays its name.
+            if lib.tos_flock(fd, _LOCK) == 0 and is_named(fd, self._directory, name):
+                return bool(lib.tos_unlinkat(self._directory, name, 0) == 0)
         return False
+
+
+def is_named(fd: int, directory: int, name: bytes) -> bool:
+    """Whether a name stands for an open file."""
+    try:
+        named = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(named, os.fstat(fd))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from .._native import ffi, lib
+from .children import end_child
 from .errors import check
 from .fds import Fd
 from .files import openat2
@@ -44,7 +45,7 @@ def idmap_userns(uid_map: IdMap, gid_map: IdMap) -> Fd:
             _write(f"{child}/{name}", content)
         return openat2(AT_FDCWD, f"{child}/ns/user", os.O_RDONLY)
     finally:
-        _end(pidfd[0])
+        end_child(pidfd[0])
 
 
 def _directory_of(pidfd: int) -> str:
@@ -55,14 +56,6 @@ def _directory_of(pidfd: int) -> str:
         note = "/proc is that of a pid namespace in which this process does not exist"
         check(-errno.ENOENT, "openat2", "/proc", notes=(note,))
     return f"/proc/{pid}"
-
-
-def _end(pidfd: int) -> None:
-    if pidfd >= 0:
-        # Nothing but a signal keeps it from being killed and reaped, at the latest with its thread.
-        while lib.tos_end_child(pidfd) == -errno.EINTR:
-            pass
-        Fd(pidfd).close()
 
 
 def checked_map(name: str, mappings: IdMap) -> bytes:
