@@ -91,7 +91,7 @@ class MountWatcher:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._fds = contextlib.ExitStack()
-        self.closed = False
+        self.closed: bool = False
         # What is there to be fetched.
         self.ready: tuple[MountEvent, ...] = ()
         self._fanotify: Fd | None = None
@@ -120,8 +120,8 @@ class MountWatcher:
             interruption = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._interruption = self._fds.enter_context(Fd(interruption))
             self._epoll.register(self._interruption, select.EPOLLIN)
-            self.wakeup_source = self._open()
-            self.first = self._first_look()
+            self.wakeup_source: WakeupSource = self._open()
+            self.first: list[StatmountResult] = self._first_look()
             self._changes = MountChanges(self.first)
             if options.initial:
                 self.ready = self._changes.initial(options.mount_filter)
