@@ -408,8 +408,9 @@ class MountWatcher:
 
 def _old_ids(lines: bytes, before: bytes | None) -> set[int]:
     """The ids, as mountinfo has them, of the lines that are new or differ."""
-    differing = set(lines.splitlines()).difference((before or b"").splitlines())
-    return {int(line.split(b" ", 1)[0]) for line in differing}
+    # Not splitlines(): a carriage return in a name is no end of a line.
+    differing = set(lines.split(b"\n")).difference((before or b"").split(b"\n"))
+    return {int(line.split(b" ", 1)[0]) for line in differing if line}
 
 
 class StopEvent(Protocol):
