@@ -15,6 +15,7 @@ import kernel
 import pytest
 import watched
 from command_line import COMMAND, HOSTILE, PREPARED, environment, run, unescaped
+from filesystems import needs_root
 from stuck import AMPLE
 from witness import bind, id_of, make
 
@@ -102,6 +103,7 @@ def test_each_event_is_a_line(mount_dir):
                 assert told == (fields or "-")
 
 
+@needs_root
 def test_each_event_is_an_object_in_json(mount_dir):
     with watching("--json", mount_dir) as lines:
         for kind, point, fields in do_everything(mount_dir):
@@ -124,6 +126,7 @@ def pause(lines):
     os.waitid(os.P_PID, lines.process.pid, os.WSTOPPED)
 
 
+@needs_root
 def test_what_came_and_went_is_told_by_its_id(mount_dir):
     for arguments in ((), ("--json",)):
         with watching(*arguments) as lines:

@@ -18,6 +18,7 @@ import kernel
 import pytest
 import watched
 from faces import Face, on_both_faces
+from filesystems import needs_root
 from stuck import AMPLE
 from watched import OFTEN, SOURCES, Replayed, caught_up, watching
 from witness import bind, id_of, in_python, make
@@ -308,6 +309,7 @@ async def test_what_came_and_went_is_told_by_fanotify_alone(face, mount_dir):
             assert seen == []
 
 
+@needs_root
 def test_fanotify_tells_who_attached_moved_and_detached(mount_dir):
     (mount_dir / "a").mkdir()
     (mount_dir / "b").mkdir()
@@ -911,6 +913,7 @@ def test_without_proc_every_mount_is_asked_about(mount_dir):
     assert told == [text.format(mount_dir) for text in TOLD_ELSEWHERE]
 
 
+@needs_root
 def test_in_a_chroot_what_is_below_its_root_is_told(mount_dir):
     root = make(mount_dir, "root")
     (root / "proc").mkdir()
