@@ -22,6 +22,9 @@ from .blocking.results import (
     StatmountResult,
     StatxResult,
 )
+from .blocking.walk_items import FilesystemIterState, IterInstance, WalkProgress
+from .blocking.walk_options import FilesystemMismatchError
+from .blocking.walk_tokens import IteratorRestoreError, ResumeToken
 from .calls import (
     atomic_replace,
     check_access,
@@ -69,6 +72,7 @@ from .mounting import (
     overlay,
 )
 from .safefiles import AsyncFile, atomic_write, safe_open
+from .walker import FilesystemIterator, iter_filesystem_contents, walk
 
 __all__ = [
     "Access",
@@ -76,16 +80,23 @@ __all__ = [
     "Credentials",
     "Fd",
     "FileAttr",
+    "FilesystemIterState",
+    "FilesystemIterator",
+    "FilesystemMismatchError",
     "IdmapMapping",
+    "IterInstance",
+    "IteratorRestoreError",
     "LoopDevice",
     "Mount",
     "MountEvent",
     "MountEventKind",
     "MountFilter",
     "MountTree",
+    "ResumeToken",
     "StatmountResult",
     "StatxResult",
     "SymlinkInPathError",
+    "WalkProgress",
     "atomic_replace",
     "atomic_write",
     "bind",
@@ -101,6 +112,7 @@ __all__ = [
     "fspick",
     "getxattr",
     "idmap_userns",
+    "iter_filesystem_contents",
     "iter_mount",
     "link_tmpfile",
     "listmount",
@@ -130,6 +142,7 @@ __all__ = [
     "umount2",
     "wait_for_mount",
     "wait_for_unmount",
+    "walk",
     "watch_mounts",
 ]
 __all__ += flags.__all__

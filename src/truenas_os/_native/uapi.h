@@ -26,12 +26,22 @@
 #define TOS_SYS_close SYS_close
 #define TOS_SYS_fanotify_init SYS_fanotify_init
 #define TOS_SYS_fanotify_mark SYS_fanotify_mark
+#define TOS_SYS_eventfd2 SYS_eventfd2
 #define TOS_SYS_fchmod SYS_fchmod
+#define TOS_SYS_fgetxattr SYS_fgetxattr
 #define TOS_SYS_flock SYS_flock
+#define TOS_SYS_fsetxattr SYS_fsetxattr
 #define TOS_SYS_fsync SYS_fsync
+#define TOS_SYS_getdents64 SYS_getdents64
 #define TOS_SYS_getxattr SYS_getxattr
 #define TOS_SYS_ioctl SYS_ioctl
 #define TOS_SYS_linkat SYS_linkat
+/* With 64 bits of offset everywhere: see walk_frames.c. */
+#ifdef SYS__llseek
+#define TOS_SYS_lseek SYS__llseek
+#else
+#define TOS_SYS_lseek SYS_lseek
+#endif
 #define TOS_SYS_listxattr SYS_listxattr
 #define TOS_SYS_name_to_handle_at SYS_name_to_handle_at
 #define TOS_SYS_open_by_handle_at SYS_open_by_handle_at
@@ -142,6 +152,23 @@ _Static_assert(offsetof(struct tos_statx, stx_subvol) == 0xa0, "struct statx");
 _Static_assert(offsetof(struct tos_statx, spare3) == 0xc0, "struct statx");
 
 #define TOS_STATX_TYPE 1
+#define TOS_STATX_BASIC_STATS 0x07ff
+#define TOS_STATX_BTIME 0x0800
+#define TOS_STATX_MNT_ID 0x1000
+#define TOS_STATX_MNT_ID_UNIQUE 0x4000
+
+#define TOS_RESOLVE_NO_XDEV 0x01
+#define TOS_RESOLVE_NO_SYMLINKS 0x04
+
+/* getdents64(2) */
+struct tos_dirent64 {
+	uint64_t d_ino;
+	int64_t d_off;
+	uint16_t d_reclen;
+	uint8_t d_type;
+	char d_name[];
+};
+_Static_assert(offsetof(struct tos_dirent64, d_name) == 19, "struct linux_dirent64");
 
 /* listmount(2), statmount(2). mnt_ns_fd is Linux 6.18, mnt_ns_id 6.11; both are 0 if unused. */
 struct tos_mnt_id_req {
@@ -325,6 +352,13 @@ _Static_assert(sizeof(struct tos_fsxattr) == 28, "struct fsxattr");
 
 #define TOS_FS_IOC_FSGETXATTR _IOR('X', 31, struct tos_fsxattr)
 #define TOS_FS_IOC_FSSETXATTR _IOW('X', 32, struct tos_fsxattr)
+
+struct tos_fsuuid2 {
+	uint8_t len;
+	uint8_t uuid[16];
+};
+
+#define TOS_FS_IOC_GETFSUUID _IOR(0x15, 0, struct tos_fsuuid2)
 
 /* capset(2) */
 struct tos_cap_header {

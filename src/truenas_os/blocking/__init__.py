@@ -41,6 +41,10 @@ from .safefiles import exchange, link_tmpfile, rename_noreplace, safe_open
 from .trees import MountTree, mount_tree
 from .unmounting import umount
 from .userns import idmap_userns
+from .walk_items import FilesystemIterState, IterInstance, WalkProgress
+from .walk_options import FilesystemMismatchError
+from .walk_tokens import IteratorRestoreError, ResumeToken
+from .walker import FilesystemIterator, iter_filesystem_contents, walk
 from .watcher import wait_for_mount, wait_for_unmount, watch_mounts
 from .xattrs import getxattr, listxattr, removexattr, setxattr
 
@@ -49,16 +53,23 @@ __all__ = [
     "Credentials",
     "Fd",
     "FileAttr",
+    "FilesystemIterState",
+    "FilesystemIterator",
+    "FilesystemMismatchError",
     "IdmapMapping",
+    "IterInstance",
+    "IteratorRestoreError",
     "LoopDevice",
     "Mount",
     "MountEvent",
     "MountEventKind",
     "MountFilter",
     "MountTree",
+    "ResumeToken",
     "StatmountResult",
     "StatxResult",
     "SymlinkInPathError",
+    "WalkProgress",
     "atomic_replace",
     "atomic_write",
     "bind",
@@ -74,6 +85,7 @@ __all__ = [
     "fspick",
     "getxattr",
     "idmap_userns",
+    "iter_filesystem_contents",
     "iter_mount",
     "link_tmpfile",
     "listmount",
@@ -102,6 +114,7 @@ __all__ = [
     "umount2",
     "wait_for_mount",
     "wait_for_unmount",
+    "walk",
     "watch_mounts",
 ]
 __all__ += flags.__all__

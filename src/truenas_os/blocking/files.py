@@ -18,8 +18,8 @@ _SCOPED_TRIES = 128
 _SCOPED = int(RESOLVE_BENEATH | RESOLVE_IN_ROOT)
 _CACHED = int(RESOLVE_CACHED)
 
-_STATX = struct.Struct("=2IQ3IH2x4Q" + "qI4x" * 4 + "4IQ2IQ5I4x64x")
-_unpack, _new_tuple = _STATX.unpack, tuple.__new__
+STATX_FORMAT = struct.Struct("=2IQ3IH2x4Q" + "qI4x" * 4 + "4IQ2IQ5I4x64x")
+_unpack, _new_tuple = STATX_FORMAT.unpack, tuple.__new__
 # Buffers that no call is using: taking one and giving it back costs a third of making one.
 _spare: "list[tuple[ffi.CData, ffi.buffer]]" = []
 
@@ -80,7 +80,7 @@ def statx(
     try:
         spare = _spare.pop()
     except IndexError:
-        out = ffi.new("char[]", _STATX.size)
+        out = ffi.new("char[]", STATX_FORMAT.size)
         spare = out, ffi.buffer(out)
     while (ret := lib.tos_statx(fd, path, flags, mask, spare[0])) < 0:
         check(ret, "statx", pathname, dirfds=(fd,))

@@ -1,0 +1,746 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""Walking a filesystem: what both faces of the iterator have in common, and the synchronous one."""
+
+import errno
+import operator
+import os
+import select
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from itertools import dropwhile, islice
+from types import TracebackType
+from typing import Any, Final, NamedTuple, NoReturn, Self, TypeAlias, TypeVar
+
+from typing_extensions import Buffer, Unpack
+
+from .._native import lib
+from .arguments import FileDescriptorLike, StrOrBytesPath
+from .walk_items import (
+    Batch,
+    Decoder,
+    Directory,
+    FilesystemIterState,
+    IterInstance,
+    WalkProgress,
+    bytes_in,
+    entered,
+    joined,
+)
+from .walk_native import Begun, NativeWalk, begin
+from .walk_options import (
+    OnError,
+    ProgressCallback,
+    ReportingCallback,
+    Root,
+    WalkKeywords,
+    WalkOptions,
+    checked_options,
+    checked_source,
+    checked_start,
+)
+from .walk_tokens import (
+    IteratorRestoreError,
+    Position,
+    ResumeToken,
+    levels_of,
+    token_of,
+)
+
+# What is prepared gathers until half of the ring is full, but nothing waits longer for the rest of
+# it, in seconds: the producer may be stuck.
+_GATHER: Final = 0.005
+# How long the end of a walk waits for its threads, in seconds. One that is stuck is left behind.
+_GRACE: Final = 1.0
+_ENTRY, _ERROR, _LOST, _END = (
+    lib.TOS_WALK_ENTRY,
+    lib.TOS_WALK_ERROR,
+    lib.TOS_WALK_LOST,
+    lib.TOS_WALK_END,
+)
+_VERDICTS: Final = ("raise", "skip", "yield")
+
+
+class Ready:
+    """Items are there."""
+
+
+class Pause:
+    """All that came so far is consumed: let others run."""
+
+
+class Wait(NamedTuple):
+    """Wait until the walk's descriptor is readable, or so many seconds; say whether it was not."""
+
+    timeout: float | None
+
+
+class Offload(NamedTuple):
+    """Make a call that may block; a result that nobody receives goes to *late*."""
+
+    function: Callable[[], Begun]
+    late: Callable[[Begun], object]
+
+
+class Call(NamedTuple):
+    """Call back, and await what comes if that is to be awaited."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+class Fail(NamedTuple):
+    """Raise this to whoever asked for an item; the walk goes on after it."""
+
+    error: OSError
+
+
+Step: TypeAlias = Ready | Pause | Wait | Offload | Call | Fail
+Steps: TypeAlias = Generator[Step, Any, None]
+
+T = TypeVar("T")
+
+_READY: Final = Ready()
+_PAUSE: Final = Pause()
+
+_alive: "weakref.WeakSet[Walker]" = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    # What is at hand would be given out without a look at the process.
+    for walker in _alive:
+        walker.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+class Walker:
+    """A walk without its waiting: steps, which each face takes in its own way."""
+
+    def __init__(self, options: WalkOptions) -> None:
+        self.options = options
+        self._pid = os.getpid()
+        self._begun: Begun | None = None
+        self._native: NativeWalk | None = None
+        self._steps = self._walk()
+        self._pending: Step | None = None
+        self._busy = False
+        self._closed = False
+        self._finished = False
+        self._began_at = self._progress_at = 0.0
+        # What is handed out without further ado, the part of a batch it is, and what follows it.
+        self._segment: list[IterInstance] = []
+        self._ready: Iterator[IterInstance] = iter(())
+        self._batch: Batch | None = None
+        self._next = 0
+        # Consumed before that.
+        self._last: IterInstance | None = None
+        self._skipped: IterInstance | None = None
+        self._cnt = self._cnt_bytes = self._cnt_skipped = self._cnt_errors = 0
+        self._cnt_unmarked = 0
+        _alive.add(self)
+
+    # What the user asks.
+
+    def get_stats(self) -> FilesystemIterState:
+        """How far the walk has come."""
+        self._check()
+        return self._state()
+
+    def dir_stack(self) -> tuple[tuple[str, int], ...]:
+        """The directories from the walk's root to the one that holds the last item.
+
+        Each as its path and its inode number.
+        """
+        self._check()
+        directory = self._directory()
+        stack: list[tuple[str, int]] = []
+        for each in directory.line() if directory else ():
+            stack.append((joined(stack[-1][0], each.name) if stack else each.name, each.ino))
+        return tuple(stack)
+
+    def skip(self) -> None:
+        """Leave out what is in the directory that was handed out last.
+
+        Raises :exc:`ValueError` if the last item was not a directory.
+        """
+        self._check()
+        item = self._current()
+        if item is None or not item.isdir or self._finished:
+            raise ValueError("skip() is for a directory that was just handed out")
+        depth = item.depth
+        rest = [*dropwhile(lambda each: each.depth > depth, self._segment[self._consumed() :])]
+        self._settle()
+        self._set_ready(rest)
+        self._skipped = item
+        if isinstance(self._pending, Fail):
+            self._pending = None
+        if self._batch is not None and not rest:
+            while self._next < len(self._batch) and self._batch.depths[self._next] > depth:
+                self._next += 1
+        if self._native is not None:
+            batch, index = item.place()
+            self._native.skip(batch.slots[index], depth)
+
+    def resume_token(self) -> ResumeToken:
+        """Where the walk stands: what was handed out last is the last thing it will not repeat.
+
+        Raises :exc:`ValueError` before the walk has begun, with a block or the first item.
+        """
+        self._check()
+        begun = self._begun
+        if begun is None:
+            raise ValueError("this walk has not begun: use a with block, or ask for an item")
+        item = self._current()
+        if item is not None:
+            batch, index = item.place()
+            if item.isdir and not item.ismount and item is not self._skipped:
+                levels = levels_of(entered(item), 0, "")
+            else:
+                levels = levels_of(item.directory, batch.cookies[index], item.name)
+        elif self.options.resume_from is not None:
+            levels = self.options.resume_from.position.levels
+        else:
+            levels = levels_of(begun.root, 0, "")
+        earlier = self.options.resume_from is not None and self.options.resume_from.position.failed
+        return token_of(
+            Position(
+                begun.identity, begun.exact, self._finished, earlier or self._cnt_errors > 0, levels
+            )
+        )
+
+    # What happens, step by step.
+
+    def _beginning(self) -> Steps:
+        begun = yield Offload(partial(begin, self.options), Begun.discard)
+        if begun is not None:  # or it was cancelled
+            self._begun, self._native = begun, begun.native
+            self._began_at = self._progress_at = time.monotonic()
+
+    def _walk(self) -> Steps:
+        while self._begun is None:
+            yield from self._beginning()
+        resumed = self.options.resume_from
+        if resumed is None or not resumed.position.finished:
+            yield from self._hand_out_everything(self._begun)
+        self._finished = True
+        yield from self._ending()
+        if self.options.reporting_callback is not None:
+            yield self._report()
+        if self.options.progress is not None:
+            yield self._progress(self.options.progress)
+
+    def _hand_out_everything(self, begun: Begun) -> Steps:
+        decoder = Decoder(begun.line.copy())
+        while True:
+            yield _PAUSE
+            count = yield from self._taken(begun.native)
+            batch = self._batch = decoder.decode(begun.native.batch, count)
+            self._next = 0
+            while self._next < len(batch):
+                index = self._next
+                if not batch.is_special(index):
+                    yield from self._hand_out(batch, index, batch.next_special(index))
+                elif batch.kinds[index] == _END:
+                    return
+                else:
+                    self._next += 1
+                    yield from self._see_to(batch, index)
+
+    def _taken(self, native: NativeWalk) -> Generator[Step, Any, int]:
+        """How many entries were taken; waits until there are some."""
+        want = native.chunk
+        while True:
+            native.release(native.taken)
+            if count := native.take(want):
+                return count
+            timed_out = yield Wait(_GATHER if want > 1 else None)
+            native.drain()
+            if timed_out:
+                want = 1
+
+    def _hand_out(self, batch: Batch, start: int, stop: int) -> Steps:
+        callback, increment = self.options.reporting_callback, self.options.reporting_increment
+        while start < stop:
+            end = stop
+            if callback is not None:
+                end = min(stop, start + increment - self._cnt % increment)
+            self._next = end
+            self._set_ready(batch.items[start:end])
+            yield _READY
+            if callback is not None and self._cnt % increment == 0:
+                yield self._report()
+            if self.options.progress is not None:
+                now = time.monotonic()
+                if now - self._progress_at >= self.options.progress_interval:
+                    self._progress_at = now
+                    yield self._progress(self.options.progress)
+            start = self._next
+
+    def _see_to(self, batch: Batch, index: int) -> Steps:
+        """What is no entry, or one with an error."""
+        item, kind = batch.items[index], batch.kinds[index]
+        if kind == _LOST:
+            self._raise_lost(batch.depths[index], batch.errors[index])
+        path = item.path if kind == _ENTRY else item.parent
+        error = OSError(batch.errors[index], os.strerror(batch.errors[index]), path)
+        if kind not in (_ENTRY, _ERROR):
+            raise error
+        self._cnt_errors += 1
+        verdict = self.options.on_error
+        if callable(verdict):
+            verdict = yield Call(verdict, (error,))
+            if verdict not in _VERDICTS:
+                raise ValueError(f"on_error must return one of {_VERDICTS}, not {verdict!r}")
+        if verdict == "raise":
+            raise error
+        if verdict == "skip":
+            self._cnt_skipped += 1
+            return
+        if kind == _ENTRY:
+            batch.failures[index] = error
+            yield from self._hand_out(batch, index, index + 1)
+        if verdict == "report" and self._skipped is not item and (kind == _ERROR or item.isdir):
+            yield Fail(error)
+
+    def _raise_lost(self, depth: int, code: int) -> None:
+        begun, resumed = self._begun, self.options.resume_from
+        assert begun is not None and resumed is not None
+        names = [level.name for level in resumed.position.levels[1 : depth + 1]]
+        error = IteratorRestoreError(depth, joined(begun.root.name, *names))
+        if code != errno.ESTALE:
+            raise error from OSError(code, os.strerror(code), error.path)
+        raise error
+
+    def _ending(self) -> Steps:
+        """Close every descriptor; wait for a while until that has been done."""
+        native = self._native
+        if native is None:
+            return
+        until = time.monotonic() + _GRACE
+        native.close(self._consumed_slot())
+        try:
+            while not native.ended() and (left := until - time.monotonic()) > 0:
+                yield Wait(left)
+                native.drain()
+        finally:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self._native is not None:
+            native, self._native = self._native, None
+            self._cnt_unmarked = native.unmarked()
+            native.close(self._consumed_slot())
+            native.free()
+
+    # What the steps are about.
+
+    def _report(self) -> Call:
+        options = self.options
+        assert options.reporting_callback is not None
+        return Call(options.reporting_callback, (self._state(), options.reporting_private_data))
+
+    def _progress(self, callback: ProgressCallback) -> Call:
+        begun = self._begun
+        assert begun is not None
+        elapsed = time.monotonic() - self._began_at
+        progress = WalkProgress(self._state(), elapsed, begun.total, begun.total_bytes)
+        return Call(callback, (progress,))
+
+    def _consumed(self) -> int:
+        return len(self._segment) - operator.length_hint(self._ready)
+
+    def _current(self) -> IterInstance | None:
+        """What was handed out last."""
+        consumed = self._consumed()
+        return self._segment[consumed - 1] if consumed else self._last
+
+    def _settle(self) -> None:
+        """Count what was consumed of the segment, and forget the rest of it."""
+        if consumed := self._consumed():
+            self._last = self._segment[consumed - 1]
+            self._cnt += consumed
+            self._cnt_bytes += bytes_in(self._segment[:consumed])
+        self._set_ready([])
+
+    def _set_ready(self, items: list[IterInstance]) -> None:
+        self._segment = items
+        self._ready = iter(items)
+
+    def _put_back(self, items: list[IterInstance], before: IterInstance | None) -> None:
+        """Items that were consumed, after *before* and up to now, are to be handed out again."""
+        self._settle()
+        self._cnt -= len(items)
+        self._cnt_bytes -= bytes_in(items)
+        self._last = before
+        self._set_ready(items)
+
+    def _consumed_slot(self) -> int:
+        """The slot before which everything is consumed."""
+        if self._finished and self._native is not None:
+            return self._native.taken
+        if (item := self._current()) is None:
+            return 0
+        batch, index = item.place()
+        return batch.slots[index]
+
+    def _directory(self) -> Directory | None:
+        if (item := self._current()) is not None:
+            return item.directory
+        return self._begun.line[-1] if self._begun else None
+
+    def _state(self) -> FilesystemIterState:
+        consumed = self._consumed()
+        directory = self._directory()
+        unmarked = self._native.unmarked() if self._native else self._cnt_unmarked
+        return FilesystemIterState(
+            self._cnt + consumed,
+            self._cnt_bytes + bytes_in(self._segment[:consumed]),
+            directory.path if directory else "",
+            self._cnt_skipped,
+            self._cnt_errors,
+            unmarked,
+        )
+
+    # What the faces drive: each step yielded is to be made, and answered.
+
+    def _proceeding(self) -> Steps:
+        """Go on until items are ready, or to the end, where none are."""
+        answer: object = None
+        while (step := self._next_step(answer)) is not None and not isinstance(step, Ready):
+            if isinstance(step, Fail):
+                raise step.error
+            answer = yield from self._acting(step)
+
+    def _gathering(self, size: int) -> Generator[Step, Any, list[IterInstance]]:
+        """Up to *size* items; none at the end."""
+        before = self._current()
+        items: list[IterInstance] = []
+        # Without descriptors nothing is lost by waiting with items in hand.
+        waits = (Pause, Wait) if self.options.file_open_flags is None else ()
+        answer: object = None
+        try:
+            while True:
+                items += islice(self._ready, size - len(items))
+                if len(items) == size or (step := self._next_step(answer)) is None:
+                    return items
+                answer = None
+                if isinstance(step, Ready):
+                    continue
+                if items and not isinstance(step, waits):
+                    self._pending = step
+                    return items
+                if isinstance(step, Fail):
+                    raise step.error
+                answer = yield from self._acting(step)
+        except BaseException:
+            if items and not self._closed:
+                self._put_back(items, before)
+            raise
+
+    def _acting(self, step: Step) -> Generator[Step, Any, object]:
+        try:
+            answer = yield step
+        except BaseException:
+            if isinstance(step, Call):
+                self._abort()
+            raise
+        if self._closed:
+            raise ValueError("this walk was closed meanwhile")
+        return answer
+
+    # What the faces share.
+
+    def forget(self) -> None:
+        """In a forked child: everything belongs to the parent."""
+        self._set_ready([])
+
+    def _check(self) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError("this walk belongs to the process that began it")
+        if self._closed:
+            raise ValueError("this walk is closed")
+
+    def _claim(self) -> None:
+        self._check()
+        if self._busy:
+            raise RuntimeError("another task or thread is waiting for the next item of this walk")
+        self._busy = True
+
+    def _next_step(self, answer: object) -> Step | None:
+        """What is to be done; None at the end. An exception is the end as well."""
+        self._settle()
+        if self._pending is not None:
+            step, self._pending = self._pending, None
+            return step
+        try:
+            return self._steps.send(answer)
+        except StopIteration:
+            return None
+        except BaseException:
+            self._abort()
+            raise
+
+    def _abort(self) -> None:
+        """End the walk at once, without waiting for its threads."""
+        self._closed = True
+        self._settle()
+        self._give_up()
+
+    def _release_claim(self) -> None:
+        """Whoever was asking has finished; if the walk was closed meanwhile, that ends it."""
+        self._busy = False
+        if self._closed:
+            self._settle()
+            self._give_up()
+
+    def _close_begins(self) -> bool:
+        """Whether there is something to wait for: a walk of ours that nobody else is asking."""
+        if self._pid != os.getpid():
+            raise RuntimeError("this walk belongs to the process that began it")
+        if self._closed:
+            return False
+        self._closed = True
+        if self._busy:
+            if self._native is not None:
+                self._native.close(self._consumed_slot())
+            return False
+        return self._native is not None
+
+    def __del__(self) -> None:
+        # In a forked child, the threads and their locks do not exist.
+        if getattr(self, "_native", None) is None or self._pid != os.getpid():
+            return
+        if not self._finished:
+            warnings.warn(
+                f"{type(self).__name__} was neither finished nor closed",
+                ResourceWarning,
+                stacklevel=1,
+                source=self,
+            )
+        self._give_up()
+
+
+class FilesystemIterator(Walker, Generator[IterInstance, None, None]):
+    """What :func:`iter_filesystem_contents` and :func:`walk` return.
+
+    An iterator, and a context manager that closes it. Of several threads one at a time may ask for
+    an item: RuntimeError tells the others. After :meth:`close` every call raises
+    :exc:`ValueError`, in a forked child :exc:`RuntimeError`.
+    """
+
+    def __next__(self) -> IterInstance:
+        for item in self._ready:
+            return item
+        self._drive(self._proceeding())
+        for item in self._ready:
+            return item
+        raise StopIteration
+
+    def _drive(self, steps: Generator[Step, Any, T]) -> T:
+        self._claim()
+        try:
+            step = next(steps)
+            while True:
+                step = steps.send(self._take(step))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            steps.close()
+            self._release_claim()
+
+    def _take(self, step: Step) -> object:
+        if isinstance(step, Wait):
+            return self._wait(step.timeout)
+        if isinstance(step, Offload):
+            return step.function()
+        if isinstance(step, Call):
+            return step.function(*step.arguments)
+        return None
+
+    def _wait(self, timeout: float | None) -> bool:
+        """Whether nothing happened for so long. Signal handlers run, and may raise."""
+        if self._native is None:
+            return True
+        poll = select.poll()
+        poll.register(self._native.fd, select.POLLIN)
+        return not poll.poll(None if timeout is None else timeout * 1000)
+
+    def batches(self, size: int) -> Iterator[list[IterInstance]]:
+        """The rest of the items, in lists of *size*.
+
+        The descriptors in a list are valid until the next one is asked for. Lists with descriptors
+        have what is at hand, at most half of what may be read ahead. Raises :exc:`ValueError` for a
+        *size* below 1.
+        """
+        self._check()
+        return _Batches(self, checked_size(size))
+
+    def gather(self, size: int) -> list[IterInstance]:
+        return self._drive(self._gathering(size))
+
+    def close(self) -> None:
+        """End the walk and close its descriptors; a second call does nothing.
+
+        Waits for system calls that are under way, but at most a second: one that is stuck in a dead
+        filesystem is left behind, and what it opens is closed whenever it returns. Another thread
+        that waits for an item gets :exc:`ValueError`.
+        """
+        if self._close_begins():
+            self._drive_end()
+
+    def _drive_end(self) -> None:
+        ending = self._ending()
+        try:
+            for step in ending:
+                self._take(step)
+        finally:
+            ending.close()
+
+    def send(self, value: None) -> IterInstance:
+        """The next item, as a generator's ``send(None)``; anything else is a TypeError."""
+        if value is not None:
+            raise TypeError("a walk takes nothing by send()")
+        return next(self)
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> NoReturn:
+        """Close the walk and raise that, as a generator does that does not catch it."""
+        self.close()
+        raise made_exception(typ, val, tb)
+
+    def __enter__(self) -> Self:
+        if self._begun is None:
+            self._drive(self._beginning())
+        self._check()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._pid == os.getpid():
+            self.close()
+
+
+class _Batches(Iterator[list[IterInstance]]):
+    def __init__(self, walker: FilesystemIterator, size: int) -> None:
+        self._walker = walker
+        self._size = size
+
+    def __next__(self) -> list[IterInstance]:
+        if items := self._walker.gather(self._size):
+            return items
+        raise StopIteration
+
+
+def checked_size(size: int) -> int:
+    """The size of a list, which must be at least 1."""
+    if operator.index(size) < 1:
+        raise ValueError(f"a list of items has at least 1, not {size}")
+    return size
+
+
+def made_exception(typ: Any, val: Any, tb: Any) -> BaseException:
+    """The exception that the arguments of ``throw()`` stand for."""
+    exception = typ if isinstance(typ, BaseException) else val
+    if exception is None:
+        exception = typ()
+    elif not isinstance(exception, BaseException):
+        exception = typ(exception)
+    made: BaseException = exception.with_traceback(tb) if tb is not None else exception
+    return made
+
+
+def iter_filesystem_contents(
+    mountpoint: StrOrBytesPath,
+    filesystem_name: str,
+    /,
+    *,
+    relative_path: StrOrBytesPath | None = None,
+    btime_cutoff: int = 0,
+    file_open_flags: int | None = os.O_RDONLY,
+    resume_token_name: str | None = None,
+    resume_token_data: Buffer | None = None,
+    reporting_increment: int = 1000,
+    reporting_callback: ReportingCallback | None = None,
+    reporting_private_data: Any = None,
+    include_symlinks: bool = False,
+    include_mountpoints: bool = False,
+    resume_from: Buffer | None = None,
+    on_error: OnError = "report",
+    read_ahead: int | None = None,
+    progress: ProgressCallback | None = None,
+    progress_interval: float = 1.0,
+) -> FilesystemIterator:
+    """What is on the filesystem *filesystem_name*, mounted at *mountpoint*, depth first.
+
+    A directory comes before what is in it; the root of the walk itself does not come. Other mounts
+    are not entered, symlinks not followed, also if they are swapped in meanwhile: every step is an
+    :manpage:`openat2(2)` from the directory above. What vanishes meanwhile does not come. Iterate
+    best inside ``with`` (``async with``); nothing is asked before the block or the first item.
+
+    *filesystem_name* must be the mount's source. *relative_path*: begin at that directory of it.
+    *btime_cutoff*: leave out what was born later, in seconds since the epoch; 0: nothing; never
+    directories, nor anything on filesystems that tell no birth time. *file_open_flags*
+    (``os.O_*``): how regular files are opened; None: nothing is opened, which is fastest.
+    *include_symlinks*, *include_mountpoints*: hand these out as well, as ``O_PATH`` descriptors.
+
+    *resume_token_name*, *resume_token_data* (16 bytes): a directory whose contents were all
+    consumed without an error gets that extended attribute, and a directory that has it is left out:
+    a later walk with the same goes on after it. Where it cannot be written, that is counted.
+    *resume_from*: a :class:`ResumeToken` that ``resume_token()`` of an earlier walk of the same
+    directory gave: go on with the item after it.
+
+    *on_error*: ``"report"`` (hand out a file that cannot be opened, with its ``error`` and an
+    ``O_PATH`` descriptor; raise for a directory that cannot be read, and go on after it if another
+    item is asked for), ``"raise"`` (and end), ``"skip"``, or a function of the :exc:`OSError` that
+    returns ``"raise"``, ``"skip"`` or ``"yield"``. *read_ahead*: how many entries are prepared
+    beyond the last item; None: a number that keeps descriptors below a tenth of RLIMIT_NOFILE.
+
+    *reporting_callback* (:class:`FilesystemIterState`, *reporting_private_data*) is called every
+    *reporting_increment* items and at the end, *progress* (:class:`WalkProgress`) every
+    *progress_interval* seconds and at the end. One that raises ends the walk. In the async face
+    these, and *on_error*, may be coroutine functions.
+
+    Raises :exc:`ValueError` for arguments that make no sense and, when it begins, for a token of
+    something else; :exc:`FilesystemMismatchError` (ENODEV), :exc:`IteratorRestoreError` (ESTALE) if
+    a directory on the way to where to go on is gone, and what :func:`openat2` raises. Linux 5.8;
+    6.8 for *filesystem_name*.
+    """
+    return FilesystemIterator(
+        checked_options(
+            Root(mountpoint, checked_source(filesystem_name)),
+            relative_path=relative_path,
+            btime_cutoff=btime_cutoff,
+            file_open_flags=file_open_flags,
+            resume_token_name=resume_token_name,
+            resume_token_data=resume_token_data,
+            reporting_increment=reporting_increment,
+            reporting_callback=reporting_callback,
+            reporting_private_data=reporting_private_data,
+            include_symlinks=include_symlinks,
+            include_mountpoints=include_mountpoints,
+            resume_from=resume_from,
+            on_error=on_error,
+            read_ahead=read_ahead,
+            progress=progress,
+            progress_interval=progress_interval,
+        )
+    )
+
+
+def walk(
+    path_or_fd: StrOrBytesPath | FileDescriptorLike, **keywords: Unpack[WalkKeywords]
+) -> FilesystemIterator:
+    """What is below a directory, given by path or descriptor, on whatever filesystem that is.
+
+    As :func:`iter_filesystem_contents`, whose keywords it takes. The path must not have a symlink
+    in any component.
+    """
+    return FilesystemIterator(checked_options(Root(checked_start(path_or_fd), None), **keywords))
