@@ -27,6 +27,7 @@ PARTS = ("walk_entries", "walk_frames", "walk_producer")
 SYSCALLS = (
     "clone3",
     "close",
+    "close_range",
     "faccessat2",
     "eventfd2",
     "fanotify_init",

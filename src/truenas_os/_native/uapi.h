@@ -61,6 +61,7 @@
 #define TOS_SYS_fsmount 432
 #define TOS_SYS_fspick 433
 #define TOS_SYS_clone3 435
+#define TOS_SYS_close_range 436
 #define TOS_SYS_openat2 437
 #define TOS_SYS_faccessat2 439
 #define TOS_SYS_mount_setattr 442

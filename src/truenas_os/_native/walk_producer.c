@@ -63,7 +63,32 @@ static void leave(struct tos_walker *w, const struct tos_slot *slot)
 	}
 }
 
-/* Ends the use of a slot. Marks follow the order of consumption, and so does what blocks them. */
+static int by_number(const void *a, const void *b)
+{
+	return *(const int *)a - *(const int *)b;
+}
+
+/* Closes what was gathered. Descriptors mostly follow each other, and go in one call then. */
+static void close_gathered(struct tos_walker *w)
+{
+	qsort(w->doomed, w->doomed_count, sizeof(*w->doomed), by_number);
+	for (size_t i = 0, next; i < w->doomed_count; i = next) {
+		for (next = i + 1; next < w->doomed_count; next++)
+			if (w->doomed[next] != w->doomed[next - 1] + 1)
+				break;
+		if (next > i + 1 && !tos_syscall(TOS_SYS_close_range, w->doomed[i], w->doomed[next - 1],
+						 0, 0, 0))
+			continue;
+		for (size_t j = i; j < next; j++)
+			tos_close(w->doomed[j]);
+	}
+	w->doomed_count = 0;
+}
+
+/*
+ * Ends the use of a slot; its descriptor is to be closed. Marks follow the order of consumption, and
+ * so does what blocks them.
+ */
 static void dispose(struct tos_walker *w, uint64_t number, bool consumed)
 {
 	struct tos_slot *slot = tos_slot_at(w, number);
@@ -74,7 +99,7 @@ static void dispose(struct tos_walker *w, uint64_t number, bool consumed)
 	if (consumed && slot->kind == TOS_WALK_LEAVE)
 		leave(w, slot);
 	if (slot->fd >= 0)
-		tos_close(slot->fd);
+		w->doomed[w->doomed_count++] = slot->fd;
 	slot->fd = -1;
 	free(slot->long_name);
 	slot->long_name = NULL;
@@ -84,6 +109,7 @@ static void dispose_released(struct tos_walker *w, uint64_t released)
 {
 	for (; w->closed < released; w->closed++)
 		dispose(w, w->closed, true);
+	close_gathered(w);
 }
 
 /* Waits until the consumer has released so many slots: 0, or -ECANCELED when the walk is closed. */
@@ -129,12 +155,12 @@ static int set_name(struct tos_slot *slot, const char *name)
 	return 0;
 }
 
-/* The next slot, which wait_free() has promised. */
-static struct tos_slot *reserve(struct tos_walker *w, unsigned char kind, uint32_t depth)
+/* A slot that wait_free() has promised; reserve() makes it one that is waited for. */
+static struct tos_slot *prepare(struct tos_walker *w, uint64_t number, unsigned char kind,
+				uint32_t depth)
 {
-	struct tos_slot *slot = tos_slot_at(w, w->reserved);
+	struct tos_slot *slot = tos_slot_at(w, number);
 
-	pthread_mutex_lock(&w->mutex);
 	slot->state = TOS_SLOT_PENDING;
 	slot->kind = kind;
 	slot->type = DT_UNKNOWN;
@@ -145,9 +171,14 @@ static struct tos_slot *reserve(struct tos_walker *w, unsigned char kind, uint32
 	slot->cookie = 0;
 	slot->handle_size = 0;
 	slot->name[0] = 0;
-	w->reserved++;
-	pthread_mutex_unlock(&w->mutex);
 	return slot;
+}
+
+static void reserve(struct tos_walker *w, uint64_t end)
+{
+	pthread_mutex_lock(&w->mutex);
+	w->reserved = end;
+	pthread_mutex_unlock(&w->mutex);
 }
 
 /* Puts something that is no entry into the ring, with a descriptor that is closed in its turn. */
@@ -162,10 +193,11 @@ static int emit(struct tos_walker *w, unsigned char kind, uint32_t depth, int er
 			tos_close(fd);
 		return (int)free_slots;
 	}
-	slot = reserve(w, kind, depth);
+	slot = prepare(w, w->reserved, kind, depth);
 	slot->error = -error;
 	slot->fd = fd;
 	slot->unmarkable = unmarkable;
+	reserve(w, w->reserved + 1);
 	done(w, slot);
 	return 0;
 }
@@ -274,10 +306,11 @@ static int gather(struct tos_walker *w, struct tos_frame *frame, int64_t limit, 
 		if (!is_dots(entry->d_name)) {
 			if (type == DT_DIR) {
 				*dir = true;
-				return count;
+				break;
 			}
 			if (type != DT_LNK || w->config.include_symlinks) {
-				struct tos_slot *slot = reserve(w, TOS_WALK_ENTRY, (uint32_t)w->frame_count);
+				struct tos_slot *slot = prepare(w, w->reserved + (uint64_t)count,
+								TOS_WALK_ENTRY, (uint32_t)w->frame_count);
 
 				slot->type = type;
 				slot->cookie = entry->d_off;
@@ -290,6 +323,8 @@ static int gather(struct tos_walker *w, struct tos_frame *frame, int64_t limit, 
 		frame->pos += entry->d_reclen;
 		frame->cookie = entry->d_off;
 	}
+	if (count)
+		reserve(w, w->reserved + (uint64_t)count);
 	return count;
 }
 
@@ -298,11 +333,12 @@ static int enter(struct tos_walker *w, struct tos_frame *frame)
 {
 	const struct tos_dirent64 *entry = (const void *)(frame->entries + frame->pos);
 	const uint64_t number = w->reserved;
-	struct tos_slot *slot = reserve(w, TOS_WALK_ENTRY, (uint32_t)w->frame_count);
+	struct tos_slot *slot = prepare(w, number, TOS_WALK_ENTRY, (uint32_t)w->frame_count);
 	struct tos_statx *stx = tos_statx_at(w, number);
 	struct tos_dir_id id;
 	int dir, ret;
 
+	reserve(w, number + 1);
 	slot->cookie = entry->d_off;
 	if (set_name(slot, entry->d_name))
 		return -ENOMEM;
@@ -350,11 +386,10 @@ static int finish_slice(struct tos_walker *w, struct tos_frame *frame, uint64_t 
 
 			for (uint64_t j = i; j < w->reserved; j++)
 				dispose(w, j, false);
+			close_gathered(w);
 			frame->pos = slot->pos;
 			entry->d_type = DT_DIR;
-			pthread_mutex_lock(&w->mutex);
-			w->reserved = i;
-			pthread_mutex_unlock(&w->mutex);
+			reserve(w, i);
 			return 0;
 		}
 		done(w, slot);
@@ -458,6 +493,7 @@ static void close_all(struct tos_walker *w)
 	pthread_mutex_unlock(&w->mutex);
 	for (; w->closed < w->reserved; w->closed++)
 		dispose(w, w->closed, w->closed < released);
+	close_gathered(w);
 	while (w->level_count)
 		tos_frame_clear(&w->frames[--w->level_count]);
 }

@@ -24,6 +24,7 @@ static void free_walker(struct tos_walker *w)
 		free(w->slots[i].long_name);
 	free(w->slots);
 	free(w->statx);
+	free(w->doomed);
 	free((void *)w->config.mark_name);
 	free((void *)w->config.mark_data);
 	if (w->event_fd >= 0)
@@ -76,7 +77,8 @@ static int set_up(struct tos_walker *w)
 
 	w->slots = calloc(config->capacity, sizeof(*w->slots));
 	w->statx = calloc(config->capacity, sizeof(*w->statx));
-	if (!w->slots || !w->statx)
+	w->doomed = calloc(config->capacity, sizeof(*w->doomed));
+	if (!w->slots || !w->statx || !w->doomed)
 		return -ENOMEM;
 	if (config->mark_name) {
 		if (config->mark_size > TOS_WALK_MARK_MAX)
@@ -220,17 +222,19 @@ static bool hand_out(struct tos_walker *w, uint64_t number, struct tos_walk_batc
 	memcpy(to->handles + to->handles_len, slot->handle, slot->handle_size);
 	to->handles_len += slot->handle_size;
 	memcpy(to->statx + i * sizeof(struct tos_statx), tos_statx_at(w, number), sizeof(struct tos_statx));
-	to->handle_sizes[i] = slot->handle_size;
-	to->slots[i] = number;
-	to->cookies[i] = slot->cookie;
-	to->depths[i] = slot->depth;
-	to->fds[i] = slot->fd;
-	to->errors[i] = slot->error;
-	to->kinds[i] = slot->kind;
-	to->types[i] = slot->type;
-	to->bytes[i] = i ? to->bytes[i - 1] : 0;
+	to->entries[i] = (struct tos_walk_entry){
+		.slot = number,
+		.cookie = slot->cookie,
+		.bytes = i ? to->entries[i - 1].bytes : 0,
+		.depth = slot->depth,
+		.fd = slot->fd,
+		.error = slot->error,
+		.kind = slot->kind,
+		.type = slot->type,
+		.handle_size = slot->handle_size,
+	};
 	if (slot->kind == TOS_WALK_ENTRY && slot->type == DT_REG)
-		to->bytes[i] += tos_statx_at(w, number)->stx_size;
+		to->entries[i].bytes += tos_statx_at(w, number)->stx_size;
 	if (slot->depth != to->depth)
 		to->turns[to->turn_count++] = (uint32_t)i;
 	to->depth = slot->depth;
@@ -262,7 +266,6 @@ int tos_walk_take(struct tos_walker *w, uint32_t want, struct tos_walk_batch *to
 			w->want = want;
 	}
 	to->taken = w->taken;
-	to->full = w->full;
 	pthread_mutex_unlock(&w->mutex);
 	return (int)count;
 }

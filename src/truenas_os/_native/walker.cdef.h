@@ -40,31 +40,36 @@ enum {
 	TOS_WALK_DROPPED
 };
 
-/* Where tos_walk_take() writes: a value an entry in each column, by the caller's capacity. */
+/* What is said of an entry beside its name, its attributes and its handle. */
+struct tos_walk_entry {
+	uint64_t slot;			/* for tos_walk_skip() and the like */
+	int64_t cookie;
+	uint64_t bytes;			/* of regular files, from the first entry up to this one */
+	uint32_t depth;			/* 1: in the walk's root */
+	int fd;
+	int error;
+	unsigned char kind;
+	unsigned char type;		/* DT_*, with TOS_WALK_MOUNT set at a mountpoint */
+	unsigned char handle_size;
+	unsigned char unused;
+};
+
+/* Where tos_walk_take() writes. */
 struct tos_walk_batch {
-	size_t capacity;
+	size_t capacity;		/* in entries */
+	struct tos_walk_entry *entries;
+	unsigned char *statx;		/* 256 bytes each */
 	char *names;			/* each ended by a NUL */
 	size_t names_size;
 	unsigned char *handles;		/* of directories, one after the other */
 	size_t handles_size;
-	unsigned char *handle_sizes;
-	unsigned char *statx;		/* 256 bytes each */
-	uint64_t *slots;		/* for tos_walk_skip() and the like */
-	int64_t *cookies;
-	uint32_t *depths;		/* 1: in the walk's root */
-	int *fds;
-	int *errors;
-	uint64_t *bytes;		/* of regular files, from the first entry up to this one */
 	uint32_t *turns;		/* which entries are in another directory than the one before */
-	unsigned char *kinds;
-	unsigned char *types;		/* DT_*, with TOS_WALK_MOUNT set at a mountpoint */
+	size_t turn_count;
 	size_t names_len;		/* bytes written */
 	size_t handles_len;
-	size_t turn_count;
 	uint32_t depth;			/* of the last entry handed out; kept from call to call */
 	uint64_t taken;			/* the first slot that was not looked at */
 	int special;			/* an entry has an error, or is none */
-	int full;			/* the producer waits until something is released */
 };
 
 enum { TOS_WALK_MOUNT = 0x80 };

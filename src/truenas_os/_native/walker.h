@@ -82,6 +82,8 @@ struct tos_walker {
 	size_t level_count;	/* frames to begin with */
 	size_t parked;		/* the frames from 1 to this one are */
 	uint64_t closed, reserved;
+	int *doomed;		/* descriptors that are to be closed together */
+	size_t doomed_count;
 	int64_t dirty;		/* frames up to this depth have seen an error; -1: none */
 
 	/* Guarded by the mutex. */

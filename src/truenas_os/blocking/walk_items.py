@@ -2,7 +2,7 @@
 """What a walk hands out: entries, decoded as far as they are looked at, and its state."""
 
 import struct
-from itertools import accumulate, repeat
+from itertools import repeat
 from typing import NamedTuple
 
 from .._native import ffi, lib
@@ -11,7 +11,10 @@ from .files import STATX_FORMAT
 from .results import StatxResult
 
 _MOUNT: int = lib.TOS_WALK_MOUNT
-_ENTRY: int = lib.TOS_WALK_ENTRY
+_PLAIN: int = lib.TOS_WALK_ENTRY
+# struct tos_walk_entry, and where some of it stands.
+_ENTRY = struct.Struct("=QqQIii4B")
+_FD, _KIND, _TYPE, _HANDLE_SIZE = 28 // 4, 36, 37, 38
 _DIR, _REG, _LNK = 4, 8, 10
 _STATX_SIZE = STATX_FORMAT.size
 _INO = struct.Struct("=32xQ")
@@ -46,6 +49,21 @@ class WalkProgress(NamedTuple):
     """Inodes in use on the whole filesystem; None where it does not tell."""
     total_bytes: int
     """Bytes in use on the whole filesystem."""
+
+
+class Entry(NamedTuple):
+    """What the native layer says of an entry: ``struct tos_walk_entry``."""
+
+    slot: int
+    cookie: int
+    bytes: int
+    depth: int
+    fd: int
+    error: int
+    kind: int
+    type: int
+    handle_size: int
+    unused: int
 
 
 class Directory:
@@ -148,27 +166,27 @@ class IterInstance:
     @property
     def isdir(self) -> bool:
         """Whether it is a directory."""
-        return self._batch.types[self._index] & ~_MOUNT == _DIR
+        return self._batch.type(self._index) & ~_MOUNT == _DIR
 
     @property
     def isreg(self) -> bool:
         """Whether it is a regular file."""
-        return self._batch.types[self._index] & ~_MOUNT == _REG
+        return self._batch.type(self._index) & ~_MOUNT == _REG
 
     @property
     def islnk(self) -> bool:
         """Whether it is a symlink."""
-        return self._batch.types[self._index] & ~_MOUNT == _LNK
+        return self._batch.type(self._index) & ~_MOUNT == _LNK
 
     @property
     def ismount(self) -> bool:
         """Whether something is mounted on it; what is mounted is what the item describes."""
-        return self._batch.types[self._index] & _MOUNT != 0
+        return self._batch.type(self._index) & _MOUNT != 0
 
     @property
     def depth(self) -> int:
         """1 for what is in the walk's root, and one more with each directory."""
-        return self._batch.depths[self._index]
+        return self._batch.entry(self._index).depth
 
     @property
     def error(self) -> OSError | None:
@@ -180,24 +198,9 @@ class IterInstance:
 
 
 class Batch:
-    """Entries as they crossed from the native layer, in columns."""
+    """Entries as they crossed from the native layer."""
 
-    __slots__ = (
-        "_handle_ends",
-        "_handle_sizes",
-        "_handles",
-        "bytes_upto",
-        "cookies",
-        "depths",
-        "errors",
-        "failures",
-        "items",
-        "kinds",
-        "slots",
-        "special",
-        "statx",
-        "types",
-    )
+    __slots__ = ("_handles", "entries", "failures", "items", "special", "statx")
 
     def __init__(self, taken: "ffi.CData", count: int) -> None:
         self.special = bool(taken.special)
@@ -206,23 +209,34 @@ class Batch:
         """What is told of entries with an error, by index."""
         self.items: list[IterInstance] = []
         self.statx: bytes = ffi.buffer(taken.statx, count * _STATX_SIZE)[:]
-        self.types: bytes = ffi.buffer(taken.types, count)[:]
-        self.kinds: bytes = ffi.buffer(taken.kinds, count)[:]
-        self.depths = _column(taken.depths, count, "I")
-        self.errors = _column(taken.errors, count, "i")
-        self.cookies = _column(taken.cookies, count, "q")
-        self.slots = _column(taken.slots, count, "Q")
-        self.bytes_upto = _column(taken.bytes, count, "Q")
+        self.entries: bytes = ffi.buffer(taken.entries, count * _ENTRY.size)[:]
         self._handles: bytes = ffi.buffer(taken.handles, taken.handles_len)[:]
-        self._handle_sizes: bytes = ffi.buffer(taken.handle_sizes, count)[:]
-        self._handle_ends: list[int] | None = None
 
     def __len__(self) -> int:
-        return len(self.types)
+        return len(self.entries) // _ENTRY.size
+
+    def fds(self) -> list[int]:
+        """The descriptors of all."""
+        return memoryview(self.entries).cast("i")[_FD :: _ENTRY.size // 4].tolist()
+
+    def entry(self, index: int) -> Entry:
+        """What is said of one beside its name, its attributes and its handle."""
+        return Entry._make(_ENTRY.unpack_from(self.entries, index * _ENTRY.size))
+
+    def kind(self, index: int) -> int:
+        """The kind of what stands there, ``TOS_WALK_*``."""
+        return self.entries[index * _ENTRY.size + _KIND]
+
+    def type(self, index: int) -> int:
+        """``DT_*``, and whether it is a mount point."""
+        return self.entries[index * _ENTRY.size + _TYPE]
 
     def is_special(self, index: int) -> bool:
         """Whether that is no entry, or one with an error."""
-        return self.special and (self.kinds[index] != _ENTRY or self.errors[index] != 0)
+        if not self.special:
+            return False
+        entry = self.entry(index)
+        return entry.kind != _PLAIN or entry.error != 0
 
     def next_special(self, start: int) -> int:
         """Where the plain entries that begin at *start* end."""
@@ -232,19 +246,13 @@ class Batch:
 
     def directory(self, index: int, name: str, parent: Directory) -> Directory:
         """The directory whose entry stands at *index*."""
-        if self._handle_ends is None:
-            self._handle_ends = list(accumulate(self._handle_sizes))
-        end = self._handle_ends[index]
-        handle = self._handles[end - self._handle_sizes[index] : end]
+        sizes = self.entries[_HANDLE_SIZE : (index + 1) * _ENTRY.size : _ENTRY.size]
+        end = sum(sizes)
+        handle = self._handles[end - sizes[-1] : end]
         at = index * _STATX_SIZE
         (ino,) = _INO.unpack_from(self.statx, at)
         btime = _BTIME.unpack_from(self.statx, at)
-        return Directory(name, parent, ino, btime, handle, self.cookies[index])
-
-
-def _column(pointer: "ffi.CData", count: int, code: str) -> memoryview:
-    column = memoryview(ffi.buffer(pointer, count * struct.calcsize(code))[:])
-    return column.cast(code)  # type: ignore[call-overload, no-any-return]
+        return Directory(name, parent, ino, btime, handle, self.entry(index).cookie)
 
 
 class Decoder:
@@ -258,7 +266,7 @@ class Decoder:
         batch = Batch(taken, count)
         text: str = ffi.buffer(taken.names, taken.names_len)[:].decode(ENCODING, ENCODING_ERRORS)
         names = text.split("\0")
-        fds = ffi.unpack(taken.fds, count)
+        fds = batch.fds()
         items, line = batch.items, self._line
         ends = [*ffi.unpack(taken.turns, taken.turn_count), count]
         start = 0
@@ -276,7 +284,7 @@ class Decoder:
                 self._last = items[-1]
             start = end
             if end < count:
-                self._turn(batch.depths[end])
+                self._turn(batch.entry(end).depth)
         return batch
 
     def _turn(self, depth: int) -> None:
@@ -300,4 +308,4 @@ def bytes_in(items: list[IterInstance]) -> int:
     (batch, first), (last_batch, last) = items[0].place(), items[-1].place()
     if batch is not last_batch:
         return sum(item.statxinfo.stx_size for item in items if item.isreg and not item.ismount)
-    return batch.bytes_upto[last] - (batch.bytes_upto[first - 1] if first else 0)
+    return batch.entry(last).bytes - (batch.entry(first - 1).bytes if first else 0)

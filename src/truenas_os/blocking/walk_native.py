@@ -25,22 +25,14 @@ class NativeWalk:
         self.fd: int = lib.tos_walk_fd(pointer)
         # While the consumer has half of what the ring holds, the producer fills the other half.
         self.chunk = count = max(1, min(capacity // 2, _MOST_AT_ONCE))
-        self._kept = {
+        self._buffers = {
+            "entries": ffi.new("struct tos_walk_entry[]", count),
+            "statx": ffi.new("unsigned char[]", 256 * count),
             "names": ffi.new("char[]", _NAMES_SIZE),
             "handles": ffi.new("unsigned char[]", _HANDLES_SIZE),
-            "handle_sizes": ffi.new("unsigned char[]", count),
-            "statx": ffi.new("unsigned char[]", 256 * count),
-            "slots": ffi.new("uint64_t[]", count),
-            "cookies": ffi.new("int64_t[]", count),
-            "depths": ffi.new("uint32_t[]", count),
-            "fds": ffi.new("int[]", count),
-            "errors": ffi.new("int[]", count),
-            "bytes": ffi.new("uint64_t[]", count),
             "turns": ffi.new("uint32_t[]", count),
-            "kinds": ffi.new("unsigned char[]", count),
-            "types": ffi.new("unsigned char[]", count),
         }
-        self.batch = ffi.new("struct tos_walk_batch *", self._kept)
+        self.batch = ffi.new("struct tos_walk_batch *", self._buffers)
         self.batch.capacity = count
         self.batch.names_size, self.batch.handles_size = _NAMES_SIZE, _HANDLES_SIZE
         self.batch.depth = 1

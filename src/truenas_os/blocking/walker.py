@@ -179,11 +179,11 @@ class Walker:
         if isinstance(self._pending, Fail):
             self._pending = None
         if self._batch is not None and not rest:
-            while self._next < len(self._batch) and self._batch.depths[self._next] > depth:
+            while self._next < len(self._batch) and self._batch.entry(self._next).depth > depth:
                 self._next += 1
         if self._native is not None:
             batch, index = item.place()
-            self._native.skip(batch.slots[index], depth)
+            self._native.skip(batch.entry(index).slot, depth)
 
     def resume_token(self) -> ResumeToken:
         """Where the walk stands: what was handed out last is the last thing it will not repeat.
@@ -200,7 +200,7 @@ class Walker:
             if item.isdir and not item.ismount and item is not self._skipped:
                 levels = levels_of(entered(item), 0, "")
             else:
-                levels = levels_of(item.directory, batch.cookies[index], item.name)
+                levels = levels_of(item.directory, batch.entry(index).cookie, item.name)
         elif self.options.resume_from is not None:
             levels = self.options.resume_from.position.levels
         else:
@@ -244,7 +244,7 @@ class Walker:
                 index = self._next
                 if not batch.is_special(index):
                     yield from self._hand_out(batch, index, batch.next_special(index))
-                elif batch.kinds[index] == _END:
+                elif batch.kind(index) == _END:
                     return
                 else:
                     self._next += 1
@@ -282,11 +282,12 @@ class Walker:
 
     def _see_to(self, batch: Batch, index: int) -> Steps:
         """What is no entry, or one with an error."""
-        item, kind = batch.items[index], batch.kinds[index]
+        item, entry = batch.items[index], batch.entry(index)
+        kind = entry.kind
         if kind == _LOST:
-            self._raise_lost(batch.depths[index], batch.errors[index])
+            self._raise_lost(entry.depth, entry.error)
         path = item.path if kind == _ENTRY else item.parent
-        error = OSError(batch.errors[index], os.strerror(batch.errors[index]), path)
+        error = OSError(entry.error, os.strerror(entry.error), path)
         if kind not in (_ENTRY, _ERROR):
             raise error
         self._cnt_errors += 1
@@ -385,7 +386,7 @@ class Walker:
         if (item := self._current()) is None:
             return 0
         batch, index = item.place()
-        return batch.slots[index]
+        return batch.entry(index).slot
 
     def _directory(self) -> Directory | None:
         if (item := self._current()) is not None:
