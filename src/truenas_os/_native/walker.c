@@ -262,7 +262,7 @@ int tos_walk_take(struct tos_walker *w, uint32_t want, struct tos_walk_batch *to
 				break;
 			count++;
 		}
-		if (!count && !w->full)
+		if (!count)
 			w->want = want;
 	}
 	to->taken = w->taken;

@@ -95,9 +95,11 @@ def identity_of(root: Fd, mount: StatmountResult | None) -> Identity:
         if error.errno not in _NO_HANDLE:
             raise
         handle = b""
-    uuid = ffi.new("unsigned char[]", 16)
-    # Filesystems without one say so in many ways.
-    size = max(0, lib.tos_walk_uuid(root, uuid))
+    answer = ffi.new("unsigned char[]", 16)
+    # Filesystems without one say so in many ways, one of which is zeros.
+    uuid: bytes = ffi.buffer(answer, max(0, lib.tos_walk_uuid(root, answer)))[:]
+    if not any(uuid):
+        uuid = b""
     fsid = os.statvfs(root).f_fsid
     major, minor = found.stx_dev_major, found.stx_dev_minor
     # A device has another number after each mount or reboot.
@@ -105,7 +107,7 @@ def identity_of(root: Fd, mount: StatmountResult | None) -> Identity:
         fsid = 0
     return Identity(
         mount.fs_type or "" if mount else "",
-        ffi.buffer(uuid, size)[:],
+        uuid,
         fsid,
         mount.sb_source or "" if mount else "",
         found.stx_ino,

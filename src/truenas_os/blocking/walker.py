@@ -254,9 +254,11 @@ class Walker:
         """How many entries were taken; waits until there are some."""
         want = native.chunk
         while True:
-            native.release(native.taken)
+            native.release(consumed := native.taken)
             if count := native.take(want):
                 return count
+            if native.taken != consumed:
+                continue  # what was there was left out
             timed_out = yield Wait(_GATHER if want > 1 else None)
             native.drain()
             if timed_out:
