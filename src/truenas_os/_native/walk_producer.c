@@ -3,15 +3,22 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "walker.h"
 
 /* Entries that a thread opens and stats before it tells that they are there. */
-#define CHUNK 8
+#define CHUNK 4
 /* Below so many, waking helpers costs more than it saves. */
 #define WORTH_HELP 16
+
+/*
+ * How often a thread looks for what another one is about to do before it sleeps: to be woken takes as
+ * long as to open and stat a dozen files, and slices follow each other closely.
+ */
+#define LOOKS 50
 
 /* Called with the mutex held, for each slot that becomes visible: drops it if it was skipped. */
 void tos_walk_settle(struct tos_walker *w, struct tos_slot *slot)
@@ -243,6 +250,19 @@ static void work(struct tos_walker *w)
 	}
 }
 
+/* Called with the mutex held. */
+static void wait_for_slice(struct tos_walker *w)
+{
+	const unsigned int seen = atomic_load(&w->slices);
+
+	pthread_mutex_unlock(&w->mutex);
+	for (int i = 0; i < LOOKS && atomic_load(&w->slices) == seen; i++)
+		sched_yield();
+	pthread_mutex_lock(&w->mutex);
+	while (atomic_load(&w->slices) == seen && !w->closing && !w->ended)
+		pthread_cond_wait(&w->helpers_wake, &w->mutex);
+}
+
 void *tos_walk_help(void *walker)
 {
 	struct tos_walker *w = walker;
@@ -250,8 +270,7 @@ void *tos_walk_help(void *walker)
 	pthread_mutex_lock(&w->mutex);
 	while (!w->closing && !w->ended) {
 		work(w);
-		if (!w->closing && !w->ended)
-			pthread_cond_wait(&w->helpers_wake, &w->mutex);
+		wait_for_slice(w);
 	}
 	w->threads--;
 	pthread_cond_signal(&w->producer_wakes);
@@ -267,9 +286,16 @@ static void fill_slice(struct tos_walker *w, uint64_t first)
 	w->slice_next = first;
 	w->slice_end = w->reserved;
 	w->slice_pending = (uint32_t)(w->reserved - first);
-	if (w->slice_pending >= WORTH_HELP)
+	if (w->slice_pending >= WORTH_HELP) {
+		atomic_fetch_add(&w->slices, 1);
 		pthread_cond_broadcast(&w->helpers_wake);
+	}
 	work(w);
+	for (int i = 0; i < LOOKS && w->slice_pending; i++) {
+		pthread_mutex_unlock(&w->mutex);
+		sched_yield();
+		pthread_mutex_lock(&w->mutex);
+	}
 	while (w->slice_pending)
 		pthread_cond_wait(&w->producer_wakes, &w->mutex);
 	pthread_mutex_unlock(&w->mutex);

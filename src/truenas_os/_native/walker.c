@@ -221,7 +221,7 @@ static bool hand_out(struct tos_walker *w, uint64_t number, struct tos_walk_batc
 	to->names_len += size;
 	memcpy(to->handles + to->handles_len, slot->handle, slot->handle_size);
 	to->handles_len += slot->handle_size;
-	memcpy(to->statx + i * sizeof(struct tos_statx), tos_statx_at(w, number), sizeof(struct tos_statx));
+	memcpy(to->statx + i * TOS_WALK_STATX_SIZE, tos_statx_at(w, number), TOS_WALK_STATX_SIZE);
 	to->entries[i] = (struct tos_walk_entry){
 		.slot = number,
 		.cookie = slot->cookie,
@@ -242,31 +242,46 @@ static bool hand_out(struct tos_walker *w, uint64_t number, struct tos_walk_batc
 	return true;
 }
 
+/* Up to where there is something to hand out; if that is too little, more is to be waited for. */
+static uint64_t look_for(struct tos_walker *w, uint32_t want)
+{
+	uint64_t ready;
+
+	pthread_mutex_lock(&w->mutex);
+	ready = w->ready;
+	w->want = 0;
+	if (ready == w->taken || (ready - w->taken < want && !w->full && !w->ended)) {
+		ready = w->taken;
+		w->want = want;
+	}
+	pthread_mutex_unlock(&w->mutex);
+	return ready;
+}
+
+static void set_taken(struct tos_walker *w, uint64_t taken)
+{
+	pthread_mutex_lock(&w->mutex);
+	w->taken = taken;
+	pthread_mutex_unlock(&w->mutex);
+}
+
 int tos_walk_take(struct tos_walker *w, uint32_t want, struct tos_walk_batch *to)
 {
+	uint64_t ready = look_for(w, want);
 	size_t count = 0;
 
 	to->names_len = to->handles_len = to->turn_count = 0;
 	to->special = 0;
-	pthread_mutex_lock(&w->mutex);
-	w->want = 0;
-	if (w->ready - w->taken < want && !w->full && !w->ended) {
-		w->want = want;
-	} else {
-		for (; w->taken < w->ready && count < to->capacity; w->taken++) {
-			const unsigned char kind = tos_slot_at(w, w->taken)->kind;
+	for (; to->taken < ready && count < to->capacity; to->taken++) {
+		const unsigned char kind = tos_slot_at(w, to->taken)->kind;
 
-			if (kind == TOS_WALK_LEAVE || kind == TOS_WALK_DROPPED)
-				continue;
-			if (!hand_out(w, w->taken, to, count))
-				break;
-			count++;
-		}
-		if (!count)
-			w->want = want;
+		if (kind == TOS_WALK_LEAVE || kind == TOS_WALK_DROPPED)
+			continue;
+		if (!hand_out(w, to->taken, to, count))
+			break;
+		count++;
 	}
-	to->taken = w->taken;
-	pthread_mutex_unlock(&w->mutex);
+	set_taken(w, to->taken);
 	return (int)count;
 }
 

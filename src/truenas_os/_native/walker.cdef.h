@@ -58,7 +58,7 @@ struct tos_walk_entry {
 struct tos_walk_batch {
 	size_t capacity;		/* in entries */
 	struct tos_walk_entry *entries;
-	unsigned char *statx;		/* 256 bytes each */
+	unsigned char *statx;		/* TOS_WALK_STATX_SIZE bytes each */
 	char *names;			/* each ended by a NUL */
 	size_t names_size;
 	unsigned char *handles;		/* of directories, one after the other */
@@ -72,7 +72,10 @@ struct tos_walk_batch {
 	int special;			/* an entry has an error, or is none */
 };
 
-enum { TOS_WALK_MOUNT = 0x80 };
+enum {
+	TOS_WALK_MOUNT = 0x80,
+	TOS_WALK_STATX_SIZE = 192	/* of a struct statx, without what is reserved */
+};
 
 struct tos_walker;
 

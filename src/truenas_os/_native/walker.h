@@ -14,6 +14,7 @@
 #define TOS_WALKER_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "sys.h"
@@ -53,20 +54,21 @@ struct tos_frame {
 
 enum tos_slot_state { TOS_SLOT_PENDING, TOS_SLOT_NEEDS_FD, TOS_SLOT_TURNED_DIR, TOS_SLOT_DONE };
 
+/* What the consumer reads of most entries comes first: it comes from another processor's cache. */
 struct tos_slot {
 	enum tos_slot_state state;
-	unsigned char kind;
-	unsigned char type;
-	bool unmarkable;	/* LEAVE */
 	int fd;
 	int error;
 	uint32_t depth;
 	int64_t cookie;
-	size_t pos;		/* where its entry stands in the directory's entries */
-	unsigned char handle_size;
-	unsigned char handle[sizeof(struct tos_file_handle) + TOS_MAX_HANDLE_SZ];
 	char *long_name;	/* instead of name */
+	unsigned char kind;
+	unsigned char type;
+	unsigned char handle_size;
+	bool unmarkable;	/* LEAVE */
 	char name[256];
+	size_t pos;		/* where its entry stands in the directory's entries */
+	unsigned char handle[sizeof(struct tos_file_handle) + TOS_MAX_HANDLE_SZ];
 };
 
 struct tos_walker {
@@ -102,6 +104,8 @@ struct tos_walker {
 	int slice_dir;		/* the slice that helpers work at, from one chunk to the next */
 	uint64_t slice_next, slice_end;
 	uint32_t slice_pending;
+
+	atomic_uint slices;	/* that helpers were called for */
 };
 
 static inline struct tos_slot *tos_slot_at(struct tos_walker *w, uint64_t number)

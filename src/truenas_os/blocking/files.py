@@ -18,7 +18,9 @@ _SCOPED_TRIES = 128
 _SCOPED = int(RESOLVE_BENEATH | RESOLVE_IN_ROOT)
 _CACHED = int(RESOLVE_CACHED)
 
-STATX_FORMAT = struct.Struct("=2IQ3IH2x4Q" + "qI4x" * 4 + "4IQ2IQ5I4x64x")
+# What the kernel has defined of struct statx; 64 bytes more are reserved.
+STATX_FORMAT = struct.Struct("=2IQ3IH2x4Q" + "qI4x" * 4 + "4IQ2IQ5I4x")
+_STATX_SIZE = 256
 _unpack, _new_tuple = STATX_FORMAT.unpack, tuple.__new__
 # Buffers that no call is using: taking one and giving it back costs a third of making one.
 _spare: "list[tuple[ffi.CData, ffi.buffer]]" = []
@@ -80,8 +82,8 @@ def statx(
     try:
         spare = _spare.pop()
     except IndexError:
-        out = ffi.new("char[]", STATX_FORMAT.size)
-        spare = out, ffi.buffer(out)
+        out = ffi.new("char[]", _STATX_SIZE)
+        spare = out, ffi.buffer(out, STATX_FORMAT.size)
     while (ret := lib.tos_statx(fd, path, flags, mask, spare[0])) < 0:
         check(ret, "statx", pathname, dirfds=(fd,))
     fields = _unpack(spare[1])

@@ -23,11 +23,13 @@ class NativeWalk:
     def __init__(self, pointer: "ffi.CData", capacity: int) -> None:
         self._pointer = pointer
         self.fd: int = lib.tos_walk_fd(pointer)
-        # While the consumer has half of what the ring holds, the producer fills the other half.
-        self.chunk = count = max(1, min(capacity // 2, _MOST_AT_ONCE))
+        # The consumer has at most half of what the ring holds, and is woken before the other half is
+        # full: until it has come, the producer is not to stand still.
+        count = max(1, min(capacity // 2, _MOST_AT_ONCE))
+        self.enough = max(1, count // 2)
         self._buffers = {
             "entries": ffi.new("struct tos_walk_entry[]", count),
-            "statx": ffi.new("unsigned char[]", 256 * count),
+            "statx": ffi.new("unsigned char[]", lib.TOS_WALK_STATX_SIZE * count),
             "names": ffi.new("char[]", _NAMES_SIZE),
             "handles": ffi.new("unsigned char[]", _HANDLES_SIZE),
             "turns": ffi.new("uint32_t[]", count),

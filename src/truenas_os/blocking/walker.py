@@ -252,7 +252,7 @@ class Walker:
 
     def _taken(self, native: NativeWalk) -> Generator[Step, Any, int]:
         """How many entries were taken; waits until there are some."""
-        want = native.chunk
+        want = native.enough
         while True:
             native.release(consumed := native.taken)
             if count := native.take(want):
