@@ -227,7 +227,7 @@ static void park(struct tos_walker *w)
 
 	if (w->config.trusts_cookies) {
 		drop_entries(frame);
-	} else if (tos_frame_read(frame) > 0) {
+	} else if (!frame->at_end && tos_frame_read(frame) > 0) {
 		/* There is no way back into such a directory: what is left of it is read now. */
 		long ret;
 
