@@ -287,10 +287,15 @@ void tos_walk_release(struct tos_walker *w, uint64_t slot)
 /* What is ready and below the skipped directory is dropped here, what comes later as it comes. */
 void tos_walk_skip(struct tos_walker *w, uint64_t number, uint32_t depth)
 {
+	uint64_t first = number + 1;
+
 	pthread_mutex_lock(&w->mutex);
 	w->skip_depth = depth;
 	w->skipping = true;
-	for (uint64_t i = number + 1; i < w->ready && w->skipping; i++)
+	/* Slots that were released may have another use by now. */
+	if (first < w->released)
+		first = w->released;
+	for (uint64_t i = first; i < w->ready && w->skipping; i++)
 		tos_walk_settle(w, tos_slot_at(w, i));
 	pthread_mutex_unlock(&w->mutex);
 }
