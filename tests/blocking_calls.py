@@ -19,6 +19,12 @@ import truenas_os._native
 
 found: list[str] = []
 
+# The walker's ring is guarded by a mutex that nobody holds during a system call that may wait.
+_RING = {
+    f"tos_walk_{name}"
+    for name in ("fd", "take", "release", "skip", "unmarked", "close", "ended", "free")
+}
+
 
 class BlockingCall(AssertionError):
     pass
@@ -34,7 +40,7 @@ class _Guarded:
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self._lib, name)
-        if not callable(real) or name.startswith("tos_fault"):
+        if not callable(real) or name.startswith("tos_fault") or name in _RING:
             return real
 
         def guarded(*args: Any) -> Any:

@@ -113,11 +113,9 @@ static bool pass_over(struct tos_frame *frame)
 /* What follows in the directory: 1 if there are entries, 0 at the end, or -errno. */
 int tos_frame_read(struct tos_frame *frame)
 {
-	long ret = 0;
-
 	while (frame->pos == frame->len && !frame->at_end) {
-		if (frame->seek)
-			ret = seek(frame, frame->cookie);
+		long ret = frame->seek ? seek(frame, frame->cookie) : 0;
+
 		frame->seek = false;
 		frame->pos = frame->len = 0;
 		if (!ret)
@@ -134,7 +132,6 @@ int tos_frame_read(struct tos_frame *frame)
 			frame->at_end = true;
 			frame->error = (int)ret;
 		}
-		ret = 0;
 	}
 	if (frame->pos < frame->len)
 		return 1;
@@ -227,7 +224,7 @@ static void park(struct tos_walker *w)
 
 	if (w->config.trusts_cookies) {
 		drop_entries(frame);
-	} else if (tos_frame_read(frame) > 0) {
+	} else if (!frame->at_end && tos_frame_read(frame) > 0) {
 		/* There is no way back into such a directory: what is left of it is read now. */
 		long ret;
 

@@ -66,11 +66,10 @@ bool tos_walk_closing(struct tos_walker *w)
 	return closing;
 }
 
-/* Copies what belongs to the caller, and makes the root's frame. */
-static int set_up(struct tos_walker *w)
+/* Copies what belongs to the caller, and finds out what the root is. */
+static int set_up(struct tos_walker *w, const struct tos_walk_config *given, struct tos_dir_id *id)
 {
 	struct tos_walk_config *config = &w->config;
-	struct tos_dir_id id = { 0 };
 	struct tos_statx stx;
 	void *data;
 	int ret;
@@ -80,13 +79,13 @@ static int set_up(struct tos_walker *w)
 	w->doomed = calloc(config->capacity, sizeof(*w->doomed));
 	if (!w->slots || !w->statx || !w->doomed)
 		return -ENOMEM;
-	if (config->mark_name) {
+	if (given->mark_name) {
 		if (config->mark_size > TOS_WALK_MARK_MAX)
 			return -EINVAL;
-		config->mark_name = strdup(config->mark_name);
+		config->mark_name = strdup(given->mark_name);
 		data = malloc(config->mark_size + 1);
 		if (data)
-			memcpy(data, config->mark_data, config->mark_size);
+			memcpy(data, given->mark_data, config->mark_size);
 		config->mark_data = data;
 		if (!config->mark_name || !data)
 			return -ENOMEM;
@@ -98,13 +97,14 @@ static int set_up(struct tos_walker *w)
 	if (ret)
 		return ret;
 	w->mnt_id = stx.stx_mnt_id;
-	tos_walk_identify(config->root_fd, &stx, &id);
-	return tos_frames_push(w, config->root_fd, "", &id);
+	tos_walk_identify(config->root_fd, &stx, id);
+	return 0;
 }
 
 int tos_walk_new(const struct tos_walk_config *config, struct tos_walker **out)
 {
 	struct tos_walker *w = calloc(1, sizeof(*w));
+	struct tos_dir_id id = { 0 };
 	int ret;
 
 	if (!w) {
@@ -112,16 +112,19 @@ int tos_walk_new(const struct tos_walk_config *config, struct tos_walker **out)
 		return -ENOMEM;
 	}
 	w->config = *config;
+	w->config.mark_name = w->config.mark_data = NULL; /* the caller's, until they are copied */
 	w->event_fd = -1;
 	w->dirty = -1;
 	w->references = 1;
 	pthread_mutex_init(&w->mutex, NULL);
 	pthread_cond_init(&w->producer_wakes, NULL);
 	pthread_cond_init(&w->helpers_wake, NULL);
-	ret = set_up(w);
+	ret = set_up(w, config, &id);
+	if (ret)
+		tos_close(config->root_fd);
+	else
+		ret = tos_frames_push(w, config->root_fd, "", &id); /* closes it if that fails */
 	if (ret) {
-		if (!w->level_count)
-			tos_close(config->root_fd);
 		free_walker(w);
 		return ret;
 	}
@@ -299,10 +302,15 @@ void tos_walk_release(struct tos_walker *w, uint64_t slot)
 /* What is ready and below the skipped directory is dropped here, what comes later as it comes. */
 void tos_walk_skip(struct tos_walker *w, uint64_t number, uint32_t depth)
 {
+	uint64_t first = number + 1;
+
 	pthread_mutex_lock(&w->mutex);
 	w->skip_depth = depth;
 	w->skipping = true;
-	for (uint64_t i = number + 1; i < w->ready && w->skipping; i++)
+	/* Slots that were released may have another use by now. */
+	if (first < w->released)
+		first = w->released;
+	for (uint64_t i = first; i < w->ready && w->skipping; i++)
 		tos_walk_settle(w, tos_slot_at(w, i));
 	pthread_mutex_unlock(&w->mutex);
 }

@@ -101,7 +101,10 @@ int tos_walk_take(struct tos_walker *w, uint32_t want, struct tos_walk_batch *ba
 /* Slots before this one are consumed: their descriptors are closed and their marks are written. */
 void tos_walk_release(struct tos_walker *w, uint64_t slot);
 
-/* Drops what is in the directory whose entry stands in that slot, at that depth. */
+/*
+ * Drops what is in the directory whose entry stands in that slot, at that depth. What follows the
+ * directory must not have been released.
+ */
 void tos_walk_skip(struct tos_walker *w, uint64_t slot, uint32_t depth);
 
 /* Marks that could not be written. */

@@ -23,6 +23,7 @@ class NativeWalk:
     def __init__(self, pointer: "ffi.CData", capacity: int) -> None:
         self._pointer = pointer
         self.fd: int = lib.tos_walk_fd(pointer)
+        self.released = 0
         # The consumer has at most half of what the ring holds, and is woken before the other half is
         # full: until it has come, the producer is not to stand still.
         count = max(1, min(capacity // 2, _MOST_AT_ONCE))
@@ -52,6 +53,7 @@ class NativeWalk:
         return int(lib.tos_walk_take(self._pointer, want, self.batch))
 
     def release(self, slot: int) -> None:
+        self.released = slot
         lib.tos_walk_release(self._pointer, slot)
 
     def add_level(self, level: Level, number: int, trusted: bool, unmarkable: bool) -> None:

@@ -117,6 +117,11 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
+def _slot(item: IterInstance) -> int:
+    batch, index = item.place()
+    return batch.entry(index).slot
+
+
 class Walker:
     """A walk without its waiting: steps, which each face takes in its own way."""
 
@@ -181,9 +186,9 @@ class Walker:
         if self._batch is not None and not rest:
             while self._next < len(self._batch) and self._batch.entry(self._next).depth > depth:
                 self._next += 1
-        if self._native is not None:
-            batch, index = item.place()
-            self._native.skip(batch.entry(index).slot, depth)
+        # What was put back may be released; the native side has forgotten it then.
+        if self._native is not None and not (rest and _slot(rest[0]) < self._native.released):
+            self._native.skip(_slot(item), depth)
 
     def resume_token(self) -> ResumeToken:
         """Where the walk stands: what was handed out last is the last thing it will not repeat.
@@ -387,8 +392,7 @@ class Walker:
             return self._native.taken
         if (item := self._current()) is None:
             return 0
-        batch, index = item.place()
-        return batch.entry(index).slot
+        return _slot(item)
 
     def _directory(self) -> Directory | None:
         if (item := self._current()) is not None:
@@ -422,8 +426,9 @@ class Walker:
         """Up to *size* items; none at the end."""
         before = self._current()
         items: list[IterInstance] = []
-        # Without descriptors nothing is lost by waiting with items in hand.
-        waits = (Pause, Wait) if self.options.file_open_flags is None else ()
+        # To wait with items in hand releases them: without descriptors and marks nothing is lost.
+        options = self.options
+        waits = (Pause, Wait) if options.file_open_flags is None and options.mark is None else ()
         answer: object = None
         try:
             while True:
