@@ -127,15 +127,20 @@ def hostile(root: Path) -> Path:
 
 
 def deep(root, name: bytes, count: int) -> None:
-    """A chain of so many directories, with a file before and one after each."""
+    """A chain of so many directories, with a file before and one after each.
+
+    It is one file, of many names: there may not be so many inodes.
+    """
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.chdir(root)
+        os.close(os.open(b"a", os.O_CREAT | os.O_WRONLY, 0o644))
         for _ in range(count):
-            os.close(os.open(b"a", os.O_CREAT | os.O_WRONLY, 0o644))
             os.mkdir(name)
-            os.close(os.open(b"z", os.O_CREAT | os.O_WRONLY, 0o644))
+            os.link(b"a", b"z")
+            os.link(b"a", os.path.join(name, b"a"))
             os.chdir(name)
+        os.unlink(b"a")
     finally:
         os.fchdir(here)
         os.close(here)

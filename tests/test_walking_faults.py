@@ -172,13 +172,12 @@ def test_any_system_call_that_fails_when_a_walk_goes_on_is_told(little):
 @pytest.mark.parametrize("syscall", ["openat2", "statx", "getdents64"])
 @on_both_faces
 async def test_an_interrupted_call_is_made_again(face, little, syscall):
-    for code in (errno.EINTR, *([errno.EAGAIN] if syscall == "openat2" else [])):
-        for nth in range(8):
-            for opening in OPENING:
-                with faults.failing(syscall, code, skip=nth, times=2):
-                    async with walking(face, little, file_open_flags=opening) as walk:
-                        assert paths(await walk.rest()) == tree(little)
-                        assert walk.get_stats()[3:] == (0, 0, 0)
+    for nth in range(8):
+        for opening in OPENING:
+            with faults.failing(syscall, errno.EINTR, skip=nth, times=2):
+                async with walking(face, little, file_open_flags=opening) as walk:
+                    assert paths(await walk.rest()) == tree(little)
+                    assert walk.get_stats()[3:] == (0, 0, 0)
 
 
 @pytest.mark.parametrize("code", sorted(GONE))

@@ -5,13 +5,13 @@ import json
 import os
 import stat
 import subprocess
-import textwrap
 
 import pytest
 from faces import on_both_faces
 from filesystems import IS_ROOT, needs_root
 from grown import O_PATH, deep, filled, grown, tree
 from stuck import AMPLE
+from test_walking_marks import MARKS
 from walked import OPENING, entry, paths, walked, walking
 from witness import bind, fdinfo_mnt_id, in_python, make
 
@@ -232,11 +232,11 @@ def in_the_deep(where, opening, *, nobody=False, library="blocking"):
     return json.loads(done.stdout)
 
 
-@each_opening
-def test_5_000_directories_one_in_the_other_need_few_descriptors(place, opening):
+def test_5_000_directories_one_in_the_other_need_few_descriptors(place):
     """Each has a file before the next directory and one after it."""
     deep(place, b"d", DEPTH)
-    assert in_the_deep(place, opening)[:3] == [3 * DEPTH, 3 * DEPTH, DEPTH]
+    for opening in OPENING:
+        assert in_the_deep(place, opening)[:3] == [3 * DEPTH, 3 * DEPTH, DEPTH]
 
 
 @needs_root
@@ -261,17 +261,23 @@ os.chdir({directory!r})
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 before = len(os.listdir("/proc/self/fd"))
 most = 0
-for item in blocking.walk("."):
+for item in blocking.walk(".", **{options!r}):
     most = max(most, len(os.listdir("/proc/self/fd")) - before)
 print(most)
 """
 
 
-def test_a_walk_uses_no_more_than_a_tenth_of_all_descriptors(mount_dir):
+@pytest.mark.parametrize("opening", OPENING)
+@pytest.mark.parametrize("marks", [{}, MARKS], ids=["", "with marks"])
+def test_a_walk_uses_no_more_than_a_tenth_of_all_descriptors(mount_dir, opening, marks):
     (mount_dir / "wide").mkdir()
     filled(mount_dir / "wide", *map(str, range(1000)))
+    for number in range(500):
+        (mount_dir / f"empty {number}").mkdir()
     deep(mount_dir, b"d", 100)
-    assert 0 < int(in_python(textwrap.dedent(LOW.format(directory=str(mount_dir))))) <= 25
+    options = {"file_open_flags": opening, **marks}
+    script = LOW.format(directory=str(mount_dir), options=options)
+    assert 0 < int(in_python(script)) <= 25
 
 
 @on_both_faces

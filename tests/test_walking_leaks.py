@@ -72,7 +72,7 @@ WALKS = {
     "interrupted": interrupted,
     "resumed": resumed,
     "told": told,
-    "never begun": blocking.walk,
+    "never begun": lambda where: blocking.walk(where),
 }
 
 
