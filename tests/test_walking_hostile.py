@@ -10,10 +10,11 @@ import pytest
 from faces import on_both_faces
 from filesystems import IS_ROOT, needs_root
 from grown import O_PATH, deep, filled, grown, tree
+from kernel import fdinfo_mnt_id
 from stuck import AMPLE
 from test_walking_marks import MARKS
 from walked import OPENING, entry, paths, walked, walking
-from witness import bind, fdinfo_mnt_id, in_python, make
+from witness import bind, in_python, make
 
 pytestmark = pytest.mark.usefixtures("ends")
 each_opening = pytest.mark.parametrize("opening", OPENING, ids=["with fds", "without"])
