@@ -11,7 +11,7 @@ from faces import on_both_faces
 from filesystems import needs_root
 from grown import NOBODY, O_PATH, as_nobody, filled, tree
 from stuck import run_python
-from walked import paths, walking
+from walked import OPENING, paths, walking
 
 pytestmark = [pytest.mark.usefixtures("ends"), needs_root]
 
@@ -202,10 +202,9 @@ async def test_the_function_may_be_a_coroutine_function_in_the_async_face(face, 
         return "skip"
 
     if face.name == "blocking":
-        with pytest.raises((TypeError, ValueError)):
+        with as_nobody(), pytest.raises((TypeError, ValueError)):
             async with walking(face, locked, on_error=decide) as walk:
-                with as_nobody():
-                    await walk.rest()
+                await walk.rest()
         return
     with as_nobody():
         async with walking(face, locked, on_error=decide) as walk:
@@ -213,27 +212,28 @@ async def test_the_function_may_be_a_coroutine_function_in_the_async_face(face, 
             assert walk.get_stats().cnt_skipped == 4
 
 
-def test_a_directory_that_may_be_listed_but_not_searched_is_accounted_for(public):
+@pytest.mark.parametrize("opening", OPENING)
+@on_both_faces
+async def test_a_directory_that_may_be_listed_but_not_searched_is_accounted_for(
+    face, public, opening
+):
     """Its names can be read; what is behind them cannot even be looked at."""
     (public / "listed").mkdir()
     filled(public / "listed", "one", "two", "three")
     (public / "listed").chmod(0o744)
     filled(public, "beside")
-    from faces import Face
-
-    async def body(face):
-        with as_nobody():
-            async with walking(face, public) as walk:
-                errors = []
-                found = paths(await walk.rest(errors))
-                return found, errors, walk.get_stats()
-
-    for name in ("blocking", "trio"):
-        found, errors, stats = Face(name).run(body, Face(name))
-        assert among(public, ["listed", "beside"]) <= set(found)
-        told = {os.fsencode(error.filename) for error in errors} | set(found)
-        assert told == set(tree(public)) or stats.cnt_skipped or stats.cnt_errors == 3
-        assert stats.cnt_errors
+    with as_nobody():
+        async with walking(face, public, file_open_flags=opening) as walk:
+            errors = []
+            items = await walk.rest(errors)
+            stats = walk.get_stats()
+    assert among(public, ["listed", "beside"]) <= set(paths(items))
+    told = {os.fsencode(error.filename) for error in errors}
+    told |= {os.fsencode(item.path) for item in items if item.error}
+    assert told
+    assert len(told) <= stats.cnt_errors
+    for path in set(tree(public)) - set(paths(items)):
+        assert told & {path, os.path.dirname(path)}
 
 
 def test_a_root_that_cannot_be_read_is_told_at_once(public):
