@@ -190,7 +190,9 @@ async def test_paths_may_be_longer_than_any_system_call_takes(face, place, openi
 
 DEPTH = 5000
 DEEP = """
-import grown, json, os, resource, subprocess, sys
+import json, os, resource, sys
+import anyio, truenas_os
+from truenas_os import blocking
 
 where, opening, nobody, library = json.loads(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
@@ -203,11 +205,8 @@ def depths(item):
     return item.depth, item.name
 
 if library == "blocking":
-    from truenas_os import blocking
     found = [depths(item) for item in blocking.walk(where, file_open_flags=opening)]
 else:
-    import anyio, truenas_os
-
     async def main():
         return [depths(item) async for item in truenas_os.walk(where, file_open_flags=opening)]
 

@@ -256,9 +256,11 @@ def test_after_a_remount_from_another_device_a_walk_goes_on(tmp_path, fs_type):
                 next(walk)
             token = walk.resume_token()
         device = mounted.stat().st_dev
-    with make_busy_loop(tmp_path), mounted_image(image, mounted, fs_type=fs_type):
+    # A squashfs has no UUID: it is recognised by its source, which has to be the same.
+    other = contextlib.nullcontext() if fs_type == "squashfs" else make_busy_loop(tmp_path)
+    with other, mounted_image(image, mounted, fs_type=fs_type):
         # btrfs has an anonymous device, and that number may come again.
-        assert fs_type == "btrfs" or mounted.stat().st_dev != device
+        assert fs_type in ("btrfs", "squashfs") or mounted.stat().st_dev != device
         rest = [os.fsencode(item.path) for item in blocking.walk(mounted, resume_from=token)]
     assert rest == order[len(order) // 2 :]
 
@@ -310,8 +312,8 @@ async def test_changes_elsewhere_neither_repeat_nor_lose_an_entry(face, place, s
 @on_both_faces
 async def test_a_renamed_directory_on_the_path_is_found(face, place):
     grown(place)
-    order = tree(place)
     for name in (b"one", b"c"):
+        order = tree(place)
         within = os.fsencode(place / "a" / "b" / "c")
         position = next(
             n for n, p in enumerate(order, 1) if p.startswith(within) and p.endswith(name)

@@ -45,13 +45,12 @@ async def test_a_cancelled_wait_loses_no_item(mount_dir, cancelling, anyio_backe
     filled(mount_dir, *map(str, range(30)))
     await warm_up(mount_dir)
     before = kernel.open_fds()
-    async with truenas_os.walk(mount_dir, read_ahead=1) as walk:
-        found = []
-        with faults.stopped("getdents64") as stop:
-            await cancelling(lambda: anext(walk), stop.reached)
-            stop.go()
-        async for item in walk:
-            found.append(item)
+    walk = truenas_os.walk(mount_dir, read_ahead=1)
+    with faults.stopped("getdents64") as stop:
+        await cancelling(lambda: anext(walk), stop.reached)
+        stop.go()
+    async with walk:
+        found = [item async for item in walk]
     assert paths(found) == tree(mount_dir)
     await fds_return_to(before)
 
