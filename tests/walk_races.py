@@ -29,7 +29,7 @@ def exchange(one, two):
 
 def swap(directory):
     """What "one" and "two" name, in each directory below."""
-    pairs = [(d / "one", d / "two") for d in directory.iterdir()]
+    pairs = [(d / "one", d / "two") for d in directory.iterdir() if d.is_dir()]
     while True:
         for pair in pairs:
             exchange(*pair)
