@@ -13,9 +13,18 @@ import kernel
 import pytest
 from faces import block, on_both_faces
 from grown import filled, grown, tree
-from stuck import AMPLE, fds_return_to, fds_return_without_a_loop_to, until, wait_until
+from stuck import AMPLE, until, wait_until
 from test_watching_ends import in_child
-from walked import OPENING, following, paths, walked, walking
+from walked import (
+    OPENING,
+    fds_return_to,
+    fds_return_without_a_loop_to,
+    following,
+    old_descriptors,
+    paths,
+    walked,
+    walking,
+)
 
 import truenas_os
 from truenas_os import blocking
@@ -28,13 +37,6 @@ async def warm_up(directory):
     """What the event loop and the pool open stays open."""
     async for _ in truenas_os.walk(directory):
         pass
-
-
-async def old_descriptors(face, before):
-    if face.name == "blocking":
-        fds_return_without_a_loop_to(before)
-    else:
-        await fds_return_to(before)
 
 
 async def refused(walk, face, error=ValueError):

@@ -15,7 +15,7 @@ import kernel
 import pytest
 from faces import on_both_faces
 from grown import O_PATH, filled, grown, tree
-from stuck import fds_return_to, wait_until
+from stuck import wait_until
 from walked import OPENING, paths, walking
 from witness import in_python
 
@@ -171,10 +171,7 @@ async def test_a_walk_leaves_no_descriptor(face, place):
     for count in (None, 0, 1, 20):
         async with walking(face, place) as walk:
             await (walk.rest() if count is None else walk.take(count))
-        if face.name == "blocking":
-            wait_until(lambda: kernel.open_fds().keys() == before.keys(), "the old descriptors")
-        else:
-            await fds_return_to(before)
+        await old_descriptors(face, before)
 
 
 @pytest.mark.parametrize("read_ahead", [1, 5, 50])

@@ -11,10 +11,10 @@ import kernel
 import pytest
 from faces import Face
 from grown import filled, grown, hostile, tree
-from stuck import fds_return_without_a_loop_to, wait_until
+from stuck import wait_until
 from test_leaks import resident_kib
 from test_walking_marks import MARKS
-from walked import walking
+from walked import fds_return_without_a_loop_to, walking
 from witness import in_python
 
 from truenas_os import blocking

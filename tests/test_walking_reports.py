@@ -11,8 +11,7 @@ import kernel
 import pytest
 from faces import Face, on_both_faces
 from grown import filled, grown, tree
-from stuck import fds_return_without_a_loop_to
-from walked import OPENING, following, paths, walked, walking
+from walked import OPENING, fds_return_without_a_loop_to, following, paths, walked, walking
 from witness import in_python
 
 import truenas_os

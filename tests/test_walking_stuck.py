@@ -15,10 +15,18 @@ import kernel
 import pytest
 from faces import on_both_faces
 from grown import filled, grown, tree
-from stuck import AMPLE, fds_return_to, fds_return_without_a_loop_to, until, wait_until
+from stuck import AMPLE, until, wait_until
 from test_cancellation import each_way_to_cancel
-from test_walking_ends import old_descriptors, warm_up
-from walked import OPENING, paths, walked, walking
+from test_walking_ends import warm_up
+from walked import (
+    OPENING,
+    fds_return_to,
+    fds_return_without_a_loop_to,
+    old_descriptors,
+    paths,
+    walked,
+    walking,
+)
 
 import truenas_os
 from truenas_os import blocking

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """Walks of either face of the library."""
 
+import gc
 import os
 
 import kernel
 from faces import block
 from grown import Entry, kind
+from stuck import until, wait_until
 
 # With descriptors and without.
 OPENING = (os.O_RDONLY, None)
@@ -90,6 +92,27 @@ async def walked(face, *where, errors=None, **options):
     """The paths of a whole walk."""
     async with walking(face, *where, **options) as walk:
         return paths(await walk.rest(errors))
+
+
+# The last thread of a walk that has ended may still be on its way out when the next one begins: its
+# descriptor is among those before, and not among those after.
+
+
+async def fds_return_to(before):
+    gc.collect()
+    await until(lambda: kernel.open_fds().keys() <= before.keys(), "the end of new descriptors")
+
+
+def fds_return_without_a_loop_to(before):
+    gc.collect()
+    wait_until(lambda: kernel.open_fds().keys() <= before.keys(), "the end of new descriptors")
+
+
+async def old_descriptors(face, before):
+    if face.name == "blocking":
+        fds_return_without_a_loop_to(before)
+    else:
+        await fds_return_to(before)
 
 
 def source_of(mount_point) -> str:
