@@ -11,7 +11,7 @@ import pytest
 from faces import Face, on_both_faces
 from grown import filled, tree
 from test_walking_marks import MARKS, marked, unmark
-from walked import OPENING, fds_return_without_a_loop_to, paths, walked, walking
+from walked import OPENING, fds_return_without_a_loop_to, old_descriptors, paths, walked, walking
 
 from truenas_os import blocking
 from truenas_os._native import lib

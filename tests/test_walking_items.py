@@ -16,7 +16,7 @@ import pytest
 from faces import on_both_faces
 from grown import O_PATH, filled, grown, tree
 from stuck import wait_until
-from walked import OPENING, paths, walking
+from walked import OPENING, old_descriptors, paths, walking
 from witness import in_python
 
 pytestmark = pytest.mark.usefixtures("ends")
