@@ -202,10 +202,7 @@ async def test_the_function_may_be_a_coroutine_function_in_the_async_face(face, 
         return "skip"
 
     if face.name == "blocking":
-        with as_nobody(), pytest.raises((TypeError, ValueError)):
-            async with walking(face, locked, on_error=decide) as walk:
-                await walk.rest()
-        return
+        return  # there is nobody to await it
     with as_nobody():
         async with walking(face, locked, on_error=decide) as walk:
             await walk.rest()
