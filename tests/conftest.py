@@ -9,9 +9,19 @@ from pathlib import Path
 import pytest
 from command_line import hostile_mounts, many_mounts, various_mounts
 from filesystems import filesystem, place
+from grown import ends, public, squashed
 
 # Fixtures that live beside what they need.
-__all__ = ["filesystem", "hostile_mounts", "many_mounts", "place", "various_mounts"]
+__all__ = [
+    "ends",
+    "filesystem",
+    "hostile_mounts",
+    "many_mounts",
+    "place",
+    "public",
+    "squashed",
+    "various_mounts",
+]
 
 _OUTSIDE = "TRUENAS_OS_TESTS_LEFT_NAMESPACE"
 

@@ -93,9 +93,11 @@ def filesystem(
 
 
 @pytest.fixture
-def place(filesystem: Path) -> Path:
-    """A new directory on the filesystem."""
-    return Path(tempfile.mkdtemp(dir=filesystem))
+def place(filesystem: Path) -> Iterator[Path]:
+    """A new directory on the filesystem, gone afterwards: the smallest have few inodes."""
+    directory = Path(tempfile.mkdtemp(dir=filesystem))
+    yield directory
+    subprocess.run(["rm", "-rf", directory], check=False)
 
 
 def written(path: Path, content: bytes = b"content") -> Path:

@@ -14,13 +14,13 @@ import anyio.lowlevel
 from . import blocking
 from ._threads import GRACE_FD, offload
 from .blocking.walk_items import IterInstance
-from .blocking.walker import Call, Offload, Step, Wait, Walker, checked_size, made_exception
+from .blocking.walker import Call, Offload, Step, Wait, WalkIterator, checked_size, made_exception
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class FilesystemIterator(Walker, AsyncGenerator[IterInstance, None]):
+class FilesystemIterator(WalkIterator, AsyncGenerator[IterInstance, None]):
     """What :func:`iter_filesystem_contents` and :func:`walk` return.
 
     An async iterator, and an async context manager that closes it. One task at a time may ask for
@@ -32,26 +32,28 @@ class FilesystemIterator(Walker, AsyncGenerator[IterInstance, None]):
     _asking: anyio.Event | None = None
 
     async def __anext__(self) -> IterInstance:
-        for item in self._ready:
+        for item in self._walker.ready:
             return item
-        await self._drive(self._proceeding())
-        for item in self._ready:
+        await self._drive(self._walker.proceeding())
+        for item in self._walker.ready:
             return item
         raise StopAsyncIteration
 
     async def _drive(self, steps: Generator[Step, Any, T]) -> T:
-        self._claim()
+        self._walker.claim()
         done = self._asking = anyio.Event()
+        answer: object = None
         try:
-            step = next(steps)
             while True:
-                step = steps.send(await self._take(step))
-        except StopIteration as end:
-            result: T = end.value
-            return result
+                try:
+                    step = steps.send(answer)
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+                answer = await self._take(step)
         finally:
             steps.close()
-            self._release_claim()
+            self._walker.release_claim()
             done.set()
 
     async def _take(self, step: Step) -> object:
@@ -61,17 +63,20 @@ class FilesystemIterator(Walker, AsyncGenerator[IterInstance, None]):
             # The caller's descriptor, if that is where the walk begins, is read by the worker.
             return await offload(step.function, late=step.late, grace=GRACE_FD)
         if isinstance(step, Call):
-            result = step.function(*step.arguments)
-            return await result if inspect.isawaitable(result) else result
+            try:
+                result = step.function(*step.arguments)
+                return await result if inspect.isawaitable(result) else result
+            except StopAsyncIteration as error:  # which would look like the end of the walk
+                raise RuntimeError("a callback raised StopAsyncIteration") from error
         await anyio.lowlevel.checkpoint()
         return None
 
     async def _wait(self, timeout: float | None) -> bool:
         """Whether nothing happened for so long."""
-        if self._native is None:
+        if self._walker.native is None:
             return True
         with anyio.move_on_after(timeout) as scope:
-            await anyio.wait_readable(self._native.fd)
+            await anyio.wait_readable(self._walker.native.fd)
         return scope.cancelled_caught
 
     def batches(self, size: int) -> AsyncIterator[list[IterInstance]]:
@@ -81,12 +86,12 @@ class FilesystemIterator(Walker, AsyncGenerator[IterInstance, None]):
         have what is at hand, at most half of what may be read ahead. Raises :exc:`ValueError` for a
         *size* below 1.
         """
-        self._check()
+        self._walker.check()
         return _Batches(self, checked_size(size))
 
     async def gather(self, size: int) -> list[IterInstance]:
         """The next list of :meth:`batches`; empty at the end."""
-        return await self._drive(self._gathering(size))
+        return await self._drive(self._walker.gathering(size))
 
     async def aclose(self) -> None:
         """End the walk and close its descriptors; a second call does nothing.
@@ -95,14 +100,14 @@ class FilesystemIterator(Walker, AsyncGenerator[IterInstance, None]):
         filesystem is left behind, and what it opens is closed whenever it returns. Another task
         that waits for an item gets :exc:`ValueError`.
         """
-        if self._close_begins():
-            ending = self._ending()
+        if self._walker.close_begins():
+            ending = self._walker.ending()
             try:
                 for step in ending:
                     await self._take(step)
             finally:
                 ending.close()
-        elif self._busy and self._asking is not None:
+        elif self._walker.busy and self._asking is not None:
             await self._asking.wait()
 
     async def asend(self, value: None) -> IterInstance:
@@ -117,9 +122,9 @@ class FilesystemIterator(Walker, AsyncGenerator[IterInstance, None]):
         raise made_exception(typ, val, tb)
 
     async def __aenter__(self) -> Self:
-        if self._begun is None:
-            await self._drive(self._beginning())
-        self._check()
+        if self._walker.begun is None:
+            await self._drive(self._walker.beginning())
+        self._walker.check()
         return self
 
     async def __aexit__(
@@ -128,7 +133,7 @@ class FilesystemIterator(Walker, AsyncGenerator[IterInstance, None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._pid == os.getpid():
+        if self._walker.pid == os.getpid():
             await self.aclose()
 
 

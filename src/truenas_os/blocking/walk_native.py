@@ -24,8 +24,8 @@ class NativeWalk:
         self._pointer = pointer
         self.fd: int = lib.tos_walk_fd(pointer)
         self.released = 0
-        # The consumer has at most half of what the ring holds, and is woken before the other half is
-        # full: until it has come, the producer is not to stand still.
+        # The consumer has at most half of what the ring holds, and is woken before the other half
+        # is full: until it has come, the producer is not to stand still.
         count = max(1, min(capacity // 2, _MOST_AT_ONCE))
         self.enough = max(1, count // 2)
         self._buffers = {

@@ -128,7 +128,7 @@ class WalkOptions(NamedTuple):
         max_dirs = max(3, min(fds // 4, _MOST_DIRS))
         if self.read_ahead is not None:
             return Budget(self.read_ahead + 1, max_dirs)
-        if self.file_open_flags is None:
+        if self.file_open_flags is None and self.mark is None:
             return Budget(_MOST_ENTRIES, max_dirs)
         return Budget(max(2, min(fds - max_dirs, _MOST_FDS)), max_dirs)
 

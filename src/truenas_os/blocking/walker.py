@@ -127,18 +127,18 @@ class Walker:
 
     def __init__(self, options: WalkOptions) -> None:
         self.options = options
-        self._pid = os.getpid()
-        self._begun: Begun | None = None
-        self._native: NativeWalk | None = None
+        self.pid = os.getpid()
+        self.begun: Begun | None = None
+        self.native: NativeWalk | None = None
         self._steps = self._walk()
         self._pending: Step | None = None
-        self._busy = False
+        self.busy = False
         self._closed = False
-        self._finished = False
+        self.finished = False
         self._began_at = self._progress_at = 0.0
         # What is handed out without further ado, the part of a batch it is, and what follows it.
         self._segment: list[IterInstance] = []
-        self._ready: Iterator[IterInstance] = iter(())
+        self.ready: Iterator[IterInstance] = iter(())
         self._batch: Batch | None = None
         self._next = 0
         # Consumed before that.
@@ -151,16 +151,11 @@ class Walker:
     # What the user asks.
 
     def get_stats(self) -> FilesystemIterState:
-        """How far the walk has come."""
-        self._check()
+        self.check()
         return self._state()
 
     def dir_stack(self) -> tuple[tuple[str, int], ...]:
-        """The directories from the walk's root to the one that holds the last item.
-
-        Each as its path and its inode number.
-        """
-        self._check()
+        self.check()
         directory = self._directory()
         stack: list[tuple[str, int]] = []
         for each in directory.line() if directory else ():
@@ -168,13 +163,9 @@ class Walker:
         return tuple(stack)
 
     def skip(self) -> None:
-        """Leave out what is in the directory that was handed out last.
-
-        Raises :exc:`ValueError` if the last item was not a directory.
-        """
-        self._check()
+        self.check()
         item = self._current()
-        if item is None or not item.isdir or self._finished:
+        if item is None or not item.isdir or self.finished:
             raise ValueError("skip() is for a directory that was just handed out")
         depth = item.depth
         rest = [*dropwhile(lambda each: each.depth > depth, self._segment[self._consumed() :])]
@@ -187,16 +178,12 @@ class Walker:
             while self._next < len(self._batch) and self._batch.entry(self._next).depth > depth:
                 self._next += 1
         # What was put back may be released; the native side has forgotten it then.
-        if self._native is not None and not (rest and _slot(rest[0]) < self._native.released):
-            self._native.skip(_slot(item), depth)
+        if self.native is not None and not (rest and _slot(rest[0]) < self.native.released):
+            self.native.skip(_slot(item), depth)
 
     def resume_token(self) -> ResumeToken:
-        """Where the walk stands: what was handed out last is the last thing it will not repeat.
-
-        Raises :exc:`ValueError` before the walk has begun, with a block or the first item.
-        """
-        self._check()
-        begun = self._begun
+        self.check()
+        begun = self.begun
         if begun is None:
             raise ValueError("this walk has not begun: use a with block, or ask for an item")
         item = self._current()
@@ -213,26 +200,26 @@ class Walker:
         earlier = self.options.resume_from is not None and self.options.resume_from.position.failed
         return token_of(
             Position(
-                begun.identity, begun.exact, self._finished, earlier or self._cnt_errors > 0, levels
+                begun.identity, begun.exact, self.finished, earlier or self._cnt_errors > 0, levels
             )
         )
 
     # What happens, step by step.
 
-    def _beginning(self) -> Steps:
+    def beginning(self) -> Steps:
         begun = yield Offload(partial(begin, self.options), Begun.discard)
         if begun is not None:  # or it was cancelled
-            self._begun, self._native = begun, begun.native
+            self.begun, self.native = begun, begun.native
             self._began_at = self._progress_at = time.monotonic()
 
     def _walk(self) -> Steps:
-        while self._begun is None:
-            yield from self._beginning()
+        while self.begun is None:
+            yield from self.beginning()
         resumed = self.options.resume_from
         if resumed is None or not resumed.position.finished:
-            yield from self._hand_out_everything(self._begun)
-        self._finished = True
-        yield from self._ending()
+            yield from self._hand_out_everything(self.begun)
+        self.finished = True
+        yield from self.ending()
         if self.options.reporting_callback is not None:
             yield self._report()
         if self.options.progress is not None:
@@ -315,7 +302,7 @@ class Walker:
             yield Fail(error)
 
     def _raise_lost(self, depth: int, code: int) -> None:
-        begun, resumed = self._begun, self.options.resume_from
+        begun, resumed = self.begun, self.options.resume_from
         assert begun is not None and resumed is not None
         names = [level.name for level in resumed.position.levels[1 : depth + 1]]
         error = IteratorRestoreError(depth, joined(begun.root.name, *names))
@@ -323,9 +310,9 @@ class Walker:
             raise error from OSError(code, os.strerror(code), error.path)
         raise error
 
-    def _ending(self) -> Steps:
+    def ending(self) -> Steps:
         """Close every descriptor; wait for a while until that has been done."""
-        native = self._native
+        native = self.native
         if native is None:
             return
         until = time.monotonic() + _GRACE
@@ -335,11 +322,11 @@ class Walker:
                 yield Wait(left)
                 native.drain()
         finally:
-            self._give_up()
+            self.give_up()
 
-    def _give_up(self) -> None:
-        if self._native is not None:
-            native, self._native = self._native, None
+    def give_up(self) -> None:
+        if self.native is not None:
+            native, self.native = self.native, None
             self._cnt_unmarked = native.unmarked()
             native.close(self._consumed_slot())
             native.free()
@@ -352,14 +339,14 @@ class Walker:
         return Call(options.reporting_callback, (self._state(), options.reporting_private_data))
 
     def _progress(self, callback: ProgressCallback) -> Call:
-        begun = self._begun
+        begun = self.begun
         assert begun is not None
         elapsed = time.monotonic() - self._began_at
         progress = WalkProgress(self._state(), elapsed, begun.total, begun.total_bytes)
         return Call(callback, (progress,))
 
     def _consumed(self) -> int:
-        return len(self._segment) - operator.length_hint(self._ready)
+        return len(self._segment) - operator.length_hint(self.ready)
 
     def _current(self) -> IterInstance | None:
         """What was handed out last."""
@@ -376,7 +363,7 @@ class Walker:
 
     def _set_ready(self, items: list[IterInstance]) -> None:
         self._segment = items
-        self._ready = iter(items)
+        self.ready = iter(items)
 
     def _put_back(self, items: list[IterInstance], before: IterInstance | None) -> None:
         """Items that were consumed, after *before* and up to now, are to be handed out again."""
@@ -388,8 +375,8 @@ class Walker:
 
     def _consumed_slot(self) -> int:
         """The slot before which everything is consumed."""
-        if self._finished and self._native is not None:
-            return self._native.taken
+        if self.finished and self.native is not None:
+            return self.native.taken
         if (item := self._current()) is None:
             return 0
         return _slot(item)
@@ -397,12 +384,12 @@ class Walker:
     def _directory(self) -> Directory | None:
         if (item := self._current()) is not None:
             return item.directory
-        return self._begun.line[-1] if self._begun else None
+        return self.begun.line[-1] if self.begun else None
 
     def _state(self) -> FilesystemIterState:
         consumed = self._consumed()
         directory = self._directory()
-        unmarked = self._native.unmarked() if self._native else self._cnt_unmarked
+        unmarked = self.native.unmarked() if self.native else self._cnt_unmarked
         return FilesystemIterState(
             self._cnt + consumed,
             self._cnt_bytes + bytes_in(self._segment[:consumed]),
@@ -414,7 +401,7 @@ class Walker:
 
     # What the faces drive: each step yielded is to be made, and answered.
 
-    def _proceeding(self) -> Steps:
+    def proceeding(self) -> Steps:
         """Go on until items are ready, or to the end, where none are."""
         answer: object = None
         while (step := self._next_step(answer)) is not None and not isinstance(step, Ready):
@@ -422,7 +409,7 @@ class Walker:
                 raise step.error
             answer = yield from self._acting(step)
 
-    def _gathering(self, size: int) -> Generator[Step, Any, list[IterInstance]]:
+    def gathering(self, size: int) -> Generator[Step, Any, list[IterInstance]]:
         """Up to *size* items; none at the end."""
         before = self._current()
         items: list[IterInstance] = []
@@ -432,7 +419,7 @@ class Walker:
         answer: object = None
         try:
             while True:
-                items += islice(self._ready, size - len(items))
+                items += islice(self.ready, size - len(items))
                 if len(items) == size or (step := self._next_step(answer)) is None:
                     return items
                 answer = None
@@ -466,17 +453,17 @@ class Walker:
         """In a forked child: everything belongs to the parent."""
         self._set_ready([])
 
-    def _check(self) -> None:
-        if self._pid != os.getpid():
+    def check(self) -> None:
+        if self.pid != os.getpid():
             raise RuntimeError("this walk belongs to the process that began it")
         if self._closed:
             raise ValueError("this walk is closed")
 
-    def _claim(self) -> None:
-        self._check()
-        if self._busy:
+    def claim(self) -> None:
+        self.check()
+        if self.busy:
             raise RuntimeError("another task or thread is waiting for the next item of this walk")
-        self._busy = True
+        self.busy = True
 
     def _next_step(self, answer: object) -> Step | None:
         """What is to be done; None at the end. An exception is the end as well."""
@@ -496,43 +483,86 @@ class Walker:
         """End the walk at once, without waiting for its threads."""
         self._closed = True
         self._settle()
-        self._give_up()
+        self.give_up()
 
-    def _release_claim(self) -> None:
+    def release_claim(self) -> None:
         """Whoever was asking has finished; if the walk was closed meanwhile, that ends it."""
-        self._busy = False
+        self.busy = False
         if self._closed:
             self._settle()
-            self._give_up()
+            self.give_up()
 
-    def _close_begins(self) -> bool:
+    def close_begins(self) -> bool:
         """Whether there is something to wait for: a walk of ours that nobody else is asking."""
-        if self._pid != os.getpid():
+        if self.pid != os.getpid():
             raise RuntimeError("this walk belongs to the process that began it")
         if self._closed:
             return False
         self._closed = True
-        if self._busy:
-            if self._native is not None:
-                self._native.close(self._consumed_slot())
+        self._settle()
+        if self.busy:
+            if self.native is not None:
+                self.native.close(self._consumed_slot())
             return False
-        return self._native is not None
+        return self.native is not None
+
+    def drop(self, name: str) -> None:
+        """Nobody has the iterator of that *name* any more."""
+        # In a forked child, the threads and their locks do not exist.
+        if self.native is None or self.pid != os.getpid():
+            return
+        if not self.finished:
+            message = f"{name} was neither finished nor closed"
+            warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
+        self.give_up()
+
+
+class WalkIterator:
+    """What the iterators of both faces have in common.
+
+    The walker is an object of its own because its steps refer to it: an iterator that is dropped is
+    to end at once, not when the collector comes to it.
+    """
+
+    def __init__(self, options: WalkOptions) -> None:
+        self._walker = Walker(options)
+
+    @property
+    def options(self) -> WalkOptions:
+        """What was asked for."""
+        return self._walker.options
+
+    def get_stats(self) -> FilesystemIterState:
+        """How far the walk has come."""
+        return self._walker.get_stats()
+
+    def dir_stack(self) -> tuple[tuple[str, int], ...]:
+        """The directories from the walk's root to the one that holds the last item.
+
+        Each as its path and its inode number.
+        """
+        return self._walker.dir_stack()
+
+    def skip(self) -> None:
+        """Leave out what is in the directory that was handed out last.
+
+        Raises :exc:`ValueError` if the last item was not a directory.
+        """
+        self._walker.skip()
+
+    def resume_token(self) -> ResumeToken:
+        """Where the walk stands: what was handed out last is the last thing it will not repeat.
+
+        Raises :exc:`ValueError` before the walk has begun, with a block or the first item.
+        """
+        return self._walker.resume_token()
 
     def __del__(self) -> None:
-        # In a forked child, the threads and their locks do not exist.
-        if getattr(self, "_native", None) is None or self._pid != os.getpid():
-            return
-        if not self._finished:
-            warnings.warn(
-                f"{type(self).__name__} was neither finished nor closed",
-                ResourceWarning,
-                stacklevel=1,
-                source=self,
-            )
-        self._give_up()
+        if (walker := getattr(self, "_walker", None)) is not None:
+            walker.drop(type(self).__name__)
 
 
-class FilesystemIterator(Walker, Generator[IterInstance, None, None]):
+class FilesystemIterator(WalkIterator, Generator[IterInstance, None, None]):
     """What :func:`iter_filesystem_contents` and :func:`walk` return.
 
     An iterator, and a context manager that closes it. Of several threads one at a time may ask for
@@ -541,25 +571,27 @@ class FilesystemIterator(Walker, Generator[IterInstance, None, None]):
     """
 
     def __next__(self) -> IterInstance:
-        for item in self._ready:
+        for item in self._walker.ready:
             return item
-        self._drive(self._proceeding())
-        for item in self._ready:
+        self._drive(self._walker.proceeding())
+        for item in self._walker.ready:
             return item
         raise StopIteration
 
     def _drive(self, steps: Generator[Step, Any, T]) -> T:
-        self._claim()
+        self._walker.claim()
+        answer: object = None
         try:
-            step = next(steps)
             while True:
-                step = steps.send(self._take(step))
-        except StopIteration as end:
-            result: T = end.value
-            return result
+                try:
+                    step = steps.send(answer)
+                except StopIteration as end:
+                    result: T = end.value
+                    return result
+                answer = self._take(step)
         finally:
             steps.close()
-            self._release_claim()
+            self._walker.release_claim()
 
     def _take(self, step: Step) -> object:
         if isinstance(step, Wait):
@@ -567,15 +599,18 @@ class FilesystemIterator(Walker, Generator[IterInstance, None, None]):
         if isinstance(step, Offload):
             return step.function()
         if isinstance(step, Call):
-            return step.function(*step.arguments)
+            try:
+                return step.function(*step.arguments)
+            except StopIteration as error:  # which would look like the end of the walk
+                raise RuntimeError("a callback raised StopIteration") from error
         return None
 
     def _wait(self, timeout: float | None) -> bool:
         """Whether nothing happened for so long. Signal handlers run, and may raise."""
-        if self._native is None:
+        if self._walker.native is None:
             return True
         poll = select.poll()
-        poll.register(self._native.fd, select.POLLIN)
+        poll.register(self._walker.native.fd, select.POLLIN)
         return not poll.poll(None if timeout is None else timeout * 1000)
 
     def batches(self, size: int) -> Iterator[list[IterInstance]]:
@@ -585,11 +620,11 @@ class FilesystemIterator(Walker, Generator[IterInstance, None, None]):
         have what is at hand, at most half of what may be read ahead. Raises :exc:`ValueError` for a
         *size* below 1.
         """
-        self._check()
+        self._walker.check()
         return _Batches(self, checked_size(size))
 
     def gather(self, size: int) -> list[IterInstance]:
-        return self._drive(self._gathering(size))
+        return self._drive(self._walker.gathering(size))
 
     def close(self) -> None:
         """End the walk and close its descriptors; a second call does nothing.
@@ -598,11 +633,11 @@ class FilesystemIterator(Walker, Generator[IterInstance, None, None]):
         filesystem is left behind, and what it opens is closed whenever it returns. Another thread
         that waits for an item gets :exc:`ValueError`.
         """
-        if self._close_begins():
+        if self._walker.close_begins():
             self._drive_end()
 
     def _drive_end(self) -> None:
-        ending = self._ending()
+        ending = self._walker.ending()
         try:
             for step in ending:
                 self._take(step)
@@ -621,9 +656,9 @@ class FilesystemIterator(Walker, Generator[IterInstance, None, None]):
         raise made_exception(typ, val, tb)
 
     def __enter__(self) -> Self:
-        if self._begun is None:
-            self._drive(self._beginning())
-        self._check()
+        if self._walker.begun is None:
+            self._drive(self._walker.beginning())
+        self._walker.check()
         return self
 
     def __exit__(
@@ -632,7 +667,7 @@ class FilesystemIterator(Walker, Generator[IterInstance, None, None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._pid == os.getpid():
+        if self._walker.pid == os.getpid():
             self.close()
 
 
