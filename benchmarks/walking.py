@@ -42,18 +42,18 @@ def make_tree(root: str, directories: int, files: int) -> None:
 
 
 def scandir_and_stat(path: str) -> int:
-    count = 0
+    count = size = 0
     with os.scandir(path) as entries:
         for entry in entries:
             count += 1
-            entry.stat(follow_symlinks=False).st_size
+            size += entry.stat(follow_symlinks=False).st_size
             if entry.is_dir(follow_symlinks=False):
                 count += scandir_and_stat(entry.path)
     return count
 
 
 def scandir_and_open(path: str) -> int:
-    count = 0
+    count = size = 0
     with os.scandir(path) as entries:
         for entry in entries:
             count += 1
@@ -61,7 +61,7 @@ def scandir_and_open(path: str) -> int:
                 count += scandir_and_open(entry.path)
             else:
                 fd = os.open(entry.path, os.O_RDONLY)
-                os.fstat(fd).st_size
+                size += os.fstat(fd).st_size
                 os.close(fd)
     return count
 
@@ -74,18 +74,25 @@ def find(path: str) -> int:
 def blocking_walk(path: str, flags: int | None) -> int:
     count = 0
     with blocking.walk(path, file_open_flags=flags) as items:
-        for item in items:
+        for _ in items:
             count += 1
-            item.statxinfo.stx_size
     return count
 
 
 async def async_walk(path: str, flags: int | None) -> int:
     count = 0
     async with truenas_os.walk(path, file_open_flags=flags) as items:
+        async for _ in items:
+            count += 1
+    return count
+
+
+async def async_sizes(path: str, flags: int | None) -> int:
+    count = size = 0
+    async with truenas_os.walk(path, file_open_flags=flags) as items:
         async for item in items:
             count += 1
-            item.statxinfo.stx_size
+            size += item.statxinfo.stx_size
     return count
 
 
@@ -120,7 +127,7 @@ async def thread_for_each_directory(path: str) -> int:
 
 
 def scandir_rs(path: str) -> int:
-    from scandir_rs import ReturnType, Scandir  # type: ignore[import-not-found]
+    from scandir_rs import ReturnType, Scandir
 
     return len(Scandir(path, skip_hidden=False, return_type=ReturnType.Ext).collect()[0])
 
@@ -132,7 +139,11 @@ def compare(path: str) -> None:
         r"find -printf '%s\n'": lambda: find(path),
         "async walk, descriptors": lambda: asyncio.run(async_walk(path, os.O_RDONLY)),
         "async walk, file_open_flags=None": lambda: asyncio.run(async_walk(path, None)),
-        "async walk, None, batches(1000), names only": lambda: asyncio.run(async_batches(path)),
+        "async walk, descriptors, every statxinfo read": lambda: asyncio.run(
+            async_sizes(path, os.O_RDONLY)
+        ),
+        "async walk, None, every statxinfo read": lambda: asyncio.run(async_sizes(path, None)),
+        "async walk, None, batches(1000)": lambda: asyncio.run(async_batches(path)),
         "blocking walk, descriptors": lambda: blocking_walk(path, os.O_RDONLY),
         "blocking walk, file_open_flags=None": lambda: blocking_walk(path, None),
         "asyncio.to_thread for each directory": lambda: asyncio.run(

@@ -14,6 +14,7 @@ from pathlib import Path
 import kernel
 
 FILES = ["path/to/file", "tmp/subdir/file"]
+WALKED = ["file", "skip_this/hidden", "subdir/file"]
 DIRECTORIES = ["new/path", "mnt/mytmpfs", "mnt/secure_tmp"]
 MOUNTS = ["old/path", "mnt/data", "mnt/data/sub", "mnt/data/sub/below"]
 # Not bound as a whole, or what is made here would be made in the real one.
@@ -42,6 +43,12 @@ def enter(root: Path) -> None:
         (root / name).mkdir(parents=True, exist_ok=True)
         if name in MOUNTS:
             kernel.mount("tmpfs", root / name, "tmpfs")
+    (root / "mnt" / "tank").mkdir()
+    kernel.mount("tank/dataset", root / "mnt" / "tank", "tmpfs")
+    for name in WALKED:
+        file = root / "mnt" / "tank" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("content\n")
     (root / "tmp" / "old").mkdir()
     # An ordinary user's PATH may lack the directory of system programs.
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"

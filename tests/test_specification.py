@@ -38,7 +38,7 @@ def synchronous(example):
 def with_await(example):
     body = re.sub(rf"truenas_os\.({CALLS})\(", r"await truenas_os.\1(", example)
     body = re.sub(r"= (\w+\.open\(mount_fd)", r"= await \1", body)
-    body = body.replace("for mount_info in truenas_os", "async for mount_info in truenas_os")
+    body = re.sub(r"for (mount_info|item) in", r"async for \1 in", body)
     body = textwrap.indent(body.replace("{", "{{").replace("}", "}}"), "    ")
     return f"import {{library}}\nasync def main():\n{body}\n{{library}}.run(main{{call}})"
 
@@ -52,8 +52,9 @@ FACES = {
 
 def test_every_example_is_here():
     assert [path.stem for path in EXAMPLES] == sorted(
-        "complete fhandle fsconfig fsmount fsmount_complete fsopen iter_mount listmount "
-        "mount_setattr move_mount open_mount_by_id openat2 statmount statx".split()
+        "complete fhandle fsconfig fsmount fsmount_complete fsopen iter_filesystem_contents "
+        "iter_filesystem_contents_skip iter_mount listmount mount_setattr move_mount "
+        "open_mount_by_id openat2 statmount statx".split()
     )
 
 
@@ -81,6 +82,8 @@ def test_an_example_runs(example, face, tmp_path):
         r"(.*\n)*Read \d+ bytes\n(.*\n)*Serialized to \d+ bytes",
         "fhandle": r"Mount ID: \d{10,}",
         "fsmount_complete": "Filesystem mounted at /mnt/secure_tmp\n$",
+        "iter_filesystem_contents": r"(/mnt/tank/(file|skip_this|skip_this/hidden|subdir|"
+        r"subdir/file): \d+ bytes\n){5}$",
         "iter_mount": r"(.*\n)*/: tmpfs",
         "listmount": r"Found \d+ mounts",
         "statmount": r"Mount point: /.*\nFilesystem: \w+",
