@@ -82,17 +82,22 @@ def test_a_walk_leaks_nothing(name, mount_dir):
         (mount_dir / directory).mkdir(parents=True)
         filled(mount_dir / directory, "one", "two")
     walk, calls = WALKS[name], 100
+    tasks = len(os.listdir("/proc/self/task"))
 
     def again(times):
         for number in range(times):
             walk(mount_dir)
             if not number % 20:
-                gc.collect()  # or what waits for it is taken for a leak
+                settle()
+        settle()
+
+    def settle():
+        # What waits for the collector, or for its threads to end, is not to be taken for a leak.
         gc.collect()
+        wait_until(lambda: len(os.listdir("/proc/self/task")) <= tasks, "the end of all threads")
 
     again(4 * calls)
     before = kernel.open_fds()
-    tasks = len(os.listdir("/proc/self/task"))
     resident = resident_kib()
     tracemalloc.start()
     try:
@@ -106,7 +111,6 @@ def test_a_walk_leaks_nothing(name, mount_dir):
     again(4 * calls)
     # What C allocates is not traced; 5 KiB a walk would show.
     assert resident_kib() - resident < 2000
-    wait_until(lambda: len(os.listdir("/proc/self/task")) <= tasks, "the end of all threads")
 
 
 @pytest.mark.parametrize("name", ["asyncio", "trio"])
