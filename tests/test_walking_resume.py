@@ -321,6 +321,10 @@ async def test_a_renamed_directory_on_the_path_is_found(face, place):
         _, token = await token_after(face, place, position)
         (place / "a").rename(place / "renamed")
         (place / "renamed" / "b").rename(place / "renamed" / "moved")
+        if not has_handles(place):
+            with pytest.raises(face.library.IteratorRestoreError):
+                await walked(face, place, resume_from=token)
+            return
         rest = await walked(face, place, resume_from=token)
         left = [os.path.basename(path) for path in order[position:]]
         names = [os.path.basename(path) for path in rest]

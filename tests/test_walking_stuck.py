@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """Walks that are cancelled, interrupted or shut down, also while a filesystem does not answer."""
 
+import contextlib
 import gc
 import json
 import os
@@ -266,6 +267,20 @@ def test_the_threads_of_a_walk_take_no_signal(mount_dir):
     wait_until(lambda: set(os.listdir("/proc/self/task")) <= before, "the end of the threads")
 
 
+@contextlib.contextmanager
+def signalled(handler):
+    """Call *handler* in the main thread in a moment, as the handler of a signal."""
+    main = threading.main_thread().ident
+    timer = threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGUSR1])
+    old = signal.signal(signal.SIGUSR1, handler)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, old)
+
+
 def test_a_signal_handler_runs_while_a_walk_waits(mount_dir):
     grown(mount_dir)
     seen = []
@@ -275,13 +290,8 @@ def test_a_signal_handler_runs_while_a_walk_waits(mount_dir):
             seen.append(True)
             stop.go()
 
-        old = signal.signal(signal.SIGUSR1, handler)
-        try:
-            main = threading.main_thread().ident
-            threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGUSR1]).start()
+        with signalled(handler):
             assert paths(blocking.walk(mount_dir)) == tree(mount_dir)
-        finally:
-            signal.signal(signal.SIGUSR1, old)
     assert seen == [True]
 
 
@@ -289,16 +299,10 @@ def test_a_signal_handler_may_close_the_walk_that_it_interrupts(mount_dir):
     grown(mount_dir)
     before = kernel.open_fds()
     walk = blocking.walk(mount_dir)
-    old = signal.signal(signal.SIGUSR1, lambda *_: walk.close())
-    try:
-        with faults.stopped("getdents64") as stop:
-            main = threading.main_thread().ident
-            threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGUSR1]).start()
-            with pytest.raises(ValueError):
-                next(walk)
-            stop.go()
-    finally:
-        signal.signal(signal.SIGUSR1, old)
+    with faults.stopped("getdents64") as stop:
+        with signalled(lambda *_: walk.close()), pytest.raises(ValueError):
+            next(walk)
+        stop.go()
     fds_return_without_a_loop_to(before)
 
 
@@ -308,18 +312,11 @@ def test_ctrl_c_ends_the_wait_and_nothing_is_lost(mount_dir):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        with blocking.walk(mount_dir) as walk:
-            with faults.stopped("getdents64") as stop:
-                main = threading.main_thread().ident
-                threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGUSR1]).start()
-                with pytest.raises(KeyboardInterrupt):
-                    next(walk)
-                stop.go()
-            assert paths(walk) == tree(mount_dir)
-    finally:
-        signal.signal(signal.SIGUSR1, old)
+    with faults.stopped("getdents64") as stop, blocking.walk(mount_dir) as walk:
+        with signalled(interrupt), pytest.raises(KeyboardInterrupt):
+            next(walk)
+        stop.go()
+        assert paths(walk) == tree(mount_dir)
 
 
 STUCK = """

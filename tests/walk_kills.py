@@ -77,7 +77,8 @@ def killed(where, token, options, chance):
     if not ended:
         os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
-    assert status == (0 if ended else signal.SIGKILL), status
+    # One that was to be killed may have come to its end before.
+    assert status == 0 or (not ended and status == signal.SIGKILL), status
     while late := os.read(reader, 4096):
         sent += late
     for fd in (reader, reached, waiting, _going):
