@@ -41,7 +41,7 @@ struct consumer *new_consumer(const struct options *options)
 	c->batch = (struct tos_walk_batch){
 		.capacity = 1 + chance(options->capacity),
 		.entries = c->entries,
-		.statx = (unsigned char *)c->statx,
+		.statx = c->statx,
 		.names = c->names,
 		.names_size = sizeof(c->names),
 		.handles = c->handles,
@@ -150,7 +150,8 @@ static void check_entry(struct consumer *c)
 static bool unpack(struct consumer *c)
 {
 	c->entry = &c->entries[c->next];
-	c->stx = &c->statx[c->next++];
+	memcpy(&c->unpacked, c->statx + TOS_WALK_STATX_SIZE * (size_t)c->next++, TOS_WALK_STATX_SIZE);
+	c->stx = &c->unpacked;
 	c->name = c->name_next;
 	c->name_next += strlen(c->name) + 1;
 	c->handle = c->handle_next;

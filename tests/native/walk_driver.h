@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-3.0-or-later */
-/* What the scenarios share: a tree, a count of it that owes nothing to the walker, and a consumer. */
+/* What the scenarios share: a tree, a count that owes nothing to the walker, and a consumer. */
 #ifndef WALK_DRIVER_H
 #define WALK_DRIVER_H
 
@@ -78,7 +78,8 @@ struct consumer {
 	struct tally tally;
 	struct set consumed, skipped;
 	struct tos_walk_entry entries[MOST_ENTRIES];
-	struct statx statx[MOST_ENTRIES];
+	unsigned char statx[MOST_ENTRIES * TOS_WALK_STATX_SIZE];
+	struct statx unpacked; /* what stx points to */
 	uint32_t turns[MOST_ENTRIES];
 	char names[1 << 16];
 	unsigned char handles[1 << 16];

@@ -182,7 +182,7 @@ void calls_that_fail(void)
 				;
 }
 
-/* Takes entries until a system call of the walker's has stopped: false if none has, up to the end. */
+/* Takes entries until a system call of the walker's has stopped; false if none does. */
 static bool walk_until_stuck(struct consumer *c, int reached)
 {
 	struct pollfd stuck = { .fd = reached, .events = POLLIN };
@@ -190,12 +190,14 @@ static bool walk_until_stuck(struct consumer *c, int reached)
 	while (!poll(&stuck, 1, 0)) {
 		struct pollfd both[] = { stuck, { .fd = tos_walk_fd(c->walker), .events = POLLIN } };
 
-		tos_walk_release(c->walker, c->batch.taken);
+		const uint64_t consumed = c->batch.taken;
+
+		tos_walk_release(c->walker, consumed);
 		c->count = tos_walk_take(c->walker, 1, &c->batch);
-		if (!c->count)
-			CHECK(poll(both, 2, -1) > 0);
-		else if (c->entries[c->count - 1].kind == TOS_WALK_END)
+		if (c->count && c->entries[c->count - 1].kind == TOS_WALK_END)
 			return false;
+		if (c->batch.taken == consumed)
+			CHECK(poll(both, 2, -1) > 0);
 	}
 	return true;
 }

@@ -269,10 +269,17 @@ size_t open_fds(void)
 	return count;
 }
 
-/* Threads that were left behind end, and close what they have, whenever they come to it. */
+/*
+ * Threads that were left behind end, and close what they have, whenever they come to it. While they
+ * do, the directory may tell less than there is.
+ */
 void check_fds(size_t before)
 {
-	for (int i = 0; i < 5000 && open_fds() != before; i++)
-		usleep(1000);
-	CHECK(open_fds() == before);
+	int settled = 0;
+
+	for (int i = 0; i < 5000 && settled < 3; i++) {
+		settled = open_fds() == before ? settled + 1 : 0;
+		usleep(settled ? 100 : 1000);
+	}
+	CHECK(settled == 3);
 }
