@@ -308,6 +308,16 @@ async def test_changes_elsewhere_neither_repeat_nor_lose_an_entry(face, place, s
         assert set(old) >= set(expected)
 
 
+async def has_handles(face, place):
+    """Whether the filesystem has file handles by which a directory is found again."""
+    try:
+        await face.call(face.library.fhandle, place)
+    except OSError as error:
+        assert error.errno == errno.EOPNOTSUPP
+        return False
+    return True
+
+
 @needs_root
 @on_both_faces
 async def test_a_renamed_directory_on_the_path_is_found(face, place):
@@ -321,7 +331,7 @@ async def test_a_renamed_directory_on_the_path_is_found(face, place):
         _, token = await token_after(face, place, position)
         (place / "a").rename(place / "renamed")
         (place / "renamed" / "b").rename(place / "renamed" / "moved")
-        if not has_handles(place):
+        if not await has_handles(face, place):
             with pytest.raises(face.library.IteratorRestoreError):
                 await walked(face, place, resume_from=token)
             return

@@ -13,6 +13,7 @@ import random
 import select
 import signal
 import struct
+import traceback
 
 import faults
 from grown import directories
@@ -43,6 +44,15 @@ def records(sent):
     return found
 
 
+@contextlib.contextmanager
+def told():
+    """Whatever goes wrong is printed, and goes no further: this is a forked child."""
+    try:
+        yield
+    except BaseException:
+        traceback.print_exc()
+
+
 def killed(where, token, options, chance):
     """What a process has sent until it was killed, or until its end, and which it was."""
     nth = chance.choice([None, chance.randrange(40), chance.randrange(300)])
@@ -53,7 +63,7 @@ def killed(where, token, options, chance):
     pid = os.fork()
     if not pid:
         code = 1
-        with contextlib.suppress(BaseException):
+        with told():
             os.close(reader)
             if nth is not None:
                 faults.lib.tos_fault_arm(-1, nth, 1, 0, reaching, waiting)
@@ -86,12 +96,15 @@ def killed(where, token, options, chance):
     return records(sent), ended
 
 
-def change(where, chance):
-    """Entries come and go beside those that stay."""
+def change(where, chance, token):
+    """Entries come and go beside those that stay, and those in which the walk stands."""
+    levels = blocking.ResumeToken(token).position.levels if token else ()
+    on_the_way = {os.fsencode(level.name) for level in levels}
     for directory in chance.sample(directories(where), 2):
         if b"extra" in directory:
             continue
         names = [name for name in os.listdir(directory) if name.startswith(b"extra")]
+        names = [name for name in names if name not in on_the_way]
         for name in chance.sample(names, len(names) // 2):
             path = os.path.join(directory, name)
             with contextlib.suppress(OSError):
@@ -121,7 +134,7 @@ def by_tokens(where, kills, chance, changing):
             saved += [path for path, _ in arrived]
             token = arrived[-1][1] if arrived else token
             if changing:
-                change(where, chance)
+                change(where, chance, token)
         walks.append([path.hex() for path in saved if b"extra" not in path])
     return {"walks": walks, "kills": count}
 
