@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""Mounting a FUSE filesystem and taking it down again: what blocks, for worker threads.
+
+No libfuse: this library's own mount API does it where the process may mount, as root or in a user
+namespace of its own; else fusermount3, where that is installed.
+"""
+
+import array
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import time
+from typing import Final
+
+from ..blocking.arguments import StrOrBytesPath
+from ..blocking.fds import Fd
+from ..blocking.files import statx
+from ..blocking.flags import (
+    AT_EMPTY_PATH,
+    AT_STATX_DONT_SYNC,
+    FSCONFIG_CMD_CREATE,
+    FSCONFIG_SET_FLAG,
+    FSCONFIG_SET_STRING,
+    MNT_DETACH,
+    MNT_FORCE,
+    STATMOUNT_MNT_POINT,
+    STATX_MNT_ID_UNIQUE,
+    UMOUNT_NOFOLLOW,
+)
+from ..blocking.mountapi import attach, fsconfig, fsmount, fsopen, umount2
+from ..blocking.mounts import statmount
+from ..blocking.unmounting import unmount
+from .options import MountOptions
+
+log = logging.getLogger("truenas_os.fuse")
+
+DEVICE: Final = "/dev/fuse"
+_HELPER: Final = "fusermount3"
+# Seconds between attempts to unmount what is busy.
+_DELAY: Final = 0.05
+
+
+class FuseMount:
+    """A connection, and the mount that it is to be served at."""
+
+    def __init__(self, device: Fd, target: str, tree: Fd | None, helper: str | None) -> None:
+        self.device = device
+        """/dev/fuse, non-blocking."""
+        self.target = target
+        """The absolute path of the mount point."""
+        self.mnt_id = 0
+        """The unique id of the mount."""
+        self._tree = tree
+        self._helper = helper
+        self._control = ""
+        self.attached = tree is None
+        """Whether it may be visible somewhere."""
+        if tree is not None:
+            self._look_at(tree)
+
+    def _look_at(self, root: Fd) -> None:
+        # To ask the server itself, which does not serve yet, would hang.
+        found = statx(root, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID_UNIQUE)
+        self.mnt_id = found.stx_mnt_id
+        self._control = f"/sys/fs/fuse/connections/{found.stx_dev_minor}/abort"
+
+    def attach(self) -> None:
+        """Make the mount visible. Requests may come from now on."""
+        tree, self._tree = self._tree, None
+        if tree is not None:
+            with tree:
+                self.attached = True
+                attach(tree, self.target)
+
+    def close(self) -> None:
+        """Close the device, which ends the connection, and a mount that was not attached."""
+        tree, self._tree = self._tree, None
+        if tree is not None:
+            tree.close()
+        self.device.close()
+
+    def unmount(self, patience: float) -> None:
+        """Unmount, which has the server flush what is dirty; try again for *patience* seconds.
+
+        Raises :exc:`OSError` if it cannot be done.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return self._unmount()
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() >= deadline:
+                    raise
+            time.sleep(_DELAY)
+
+    def _unmount(self) -> None:
+        if self._helper is None:
+            return unmount(self.mnt_id)
+        with contextlib.suppress(FileNotFoundError):
+            if statmount(self.mnt_id, STATMOUNT_MNT_POINT).mnt_point is not None:
+                _run_helper(self._helper, "-u", "-q", "--", self.target)
+        return None
+
+    def abort(self) -> None:
+        """End the connection, and detach the mount: whatever waits for the server fails."""
+        with contextlib.suppress(OSError), open(self._control, "w") as control:
+            control.write("1")
+        with contextlib.suppress(OSError):
+            self.detach()
+
+    def detach(self) -> None:
+        """Take the mount out of sight, if it is still where it was attached."""
+        if self._helper is not None:
+            return _run_helper(self._helper, "-u", "-q", "-z", "--", self.target)
+        try:
+            point = statmount(self.mnt_id, STATMOUNT_MNT_POINT).mnt_point
+        except FileNotFoundError:
+            return None
+        if point is not None:
+            umount2(point, MNT_FORCE | MNT_DETACH | UMOUNT_NOFOLLOW)
+        return None
+
+
+def open_mount(target: StrOrBytesPath, options: MountOptions) -> FuseMount:
+    """A connection to be served, with a mount that waits to be attached at *target*.
+
+    Raises :exc:`OSError`: what opening *target* and /dev/fuse raises, and as :func:`fsopen`,
+    :func:`fsconfig` and :func:`fsmount`; EPERM where the process must not mount and fusermount3 is
+    not installed.
+    """
+    path = os.path.realpath(os.fsdecode(target), strict=True)
+    root_mode = stat.S_IFMT(os.stat(path).st_mode)
+    with contextlib.ExitStack() as undo:
+        device = Fd(os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+        undo.callback(device.close)
+        try:
+            tree = _new_mount(device, root_mode, options)
+        except PermissionError as error:
+            helper = shutil.which(_HELPER)
+            if helper is None:
+                error.add_note(f"{_HELPER}, which may mount for ordinary users, is not installed")
+                raise
+            return _mount_with(helper, path, options)
+        mount = FuseMount(device, path, tree, None)
+        undo.pop_all()
+        return mount
+
+
+def _new_mount(device: Fd, root_mode: int, options: MountOptions) -> Fd:
+    settings: dict[str, str | bool] = {
+        "source": options.fsname or options.subtype or "fuse",
+        "fd": str(int(device)),
+        "rootmode": f"{root_mode:o}",
+        "user_id": str(os.geteuid()),
+        "group_id": str(os.getegid()),
+    }
+    if options.subtype:
+        settings["subtype"] = options.subtype
+    with fsopen(fs_name="fuse") as context:
+        for key, value in (settings | options.settings).items():
+            if value is True:
+                fsconfig(fs_fd=context, cmd=FSCONFIG_SET_FLAG, key=key)
+            else:
+                fsconfig(fs_fd=context, cmd=FSCONFIG_SET_STRING, key=key, value=str(value))
+        fsconfig(fs_fd=context, cmd=FSCONFIG_CMD_CREATE)
+        return fsmount(fs_fd=context, attr_flags=options.attributes)
+
+
+def _mount_with(helper: str, path: str, options: MountOptions) -> FuseMount:
+    """Have fusermount3 mount, which sends back the descriptor that it has opened."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours:
+        with theirs:
+            arguments = [helper, "-o", ",".join(options.texts()), "--", path]
+            process = subprocess.Popen(
+                arguments,
+                env=os.environ | {"_FUSE_COMMFD": str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                stderr=subprocess.PIPE,
+            )
+        size = array.array("i").itemsize
+        _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(size))
+        _, complaint = process.communicate()
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            device = Fd(array.array("i", content[:size])[0])
+            os.set_inheritable(device, False)
+            os.set_blocking(device, False)
+            mount = FuseMount(device, path, None, helper)
+            with Fd(os.open(path, os.O_PATH | os.O_CLOEXEC)) as root:
+                mount._look_at(root)
+            return mount
+    error = PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+    error.add_note(complaint.decode(errors="replace").strip() or f"{helper} has failed")
+    raise error
+
+
+def _run_helper(helper: str, *arguments: str) -> None:
+    done = subprocess.run([helper, *arguments], capture_output=True, check=False)
+    if done.returncode:
+        error = OSError(errno.EBUSY, os.strerror(errno.EBUSY), arguments[-1])
+        error.add_note(done.stderr.decode(errors="replace").strip() or f"{helper} has failed")
+        raise error

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""What a filesystem tells the kernel unasked: that something has changed, is ready, or is known.
+
+The kernel may hold up such a message until the server has answered a request that is under way, so
+none is written by a thread that serves, but for the one that only wakes those who poll.
+"""
+
+import errno
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from queue import SimpleQueue
+from typing import Final
+
+import anyio
+
+from . import wire
+from .protocol import Request
+from .wire import NotifyCode
+
+log = logging.getLogger("truenas_os.fuse")
+
+Notice = Sequence[bytes]
+
+
+def _notice(code: NotifyCode, *parts: bytes) -> Notice:
+    size = wire.OUT_HEADER.size + sum(map(len, parts))
+    return (wire.OUT_HEADER.pack(size, code, 0), *parts)
+
+
+def inval_inode(inode: int, attr_only: bool) -> Notice:
+    """Attributes, and unless *attr_only* data, are not to be taken from the cache any more."""
+    first = -1 if attr_only else 0
+    return _notice(NotifyCode.INVAL_INODE, wire.INVAL_INODE_OUT.pack(inode, first, 0))
+
+
+def inval_entry(parent: int, name: bytes, deleted: int = 0, expire: bool = False) -> Notice:
+    """An entry is to be looked up again; with *deleted*, the inode is gone for good."""
+    if deleted:
+        body = wire.DELETE_OUT.pack(parent, deleted, len(name))
+        return _notice(NotifyCode.DELETE, body, name + b"\0")
+    flags = wire.EXPIRE_ONLY if expire else 0
+    body = wire.INVAL_ENTRY_OUT.pack(parent, len(name), flags)
+    return _notice(NotifyCode.INVAL_ENTRY, body, name + b"\0")
+
+
+def store(inode: int, offset: int, data: bytes) -> Notice:
+    """Put data into the page cache."""
+    return _notice(NotifyCode.STORE, wire.STORE_OUT.pack(inode, offset, len(data)), data)
+
+
+def retrieve(unique: int, inode: int, offset: int, size: int) -> Notice:
+    """Ask for data of the page cache."""
+    return _notice(NotifyCode.RETRIEVE, wire.RETRIEVE_OUT.pack(unique, inode, offset, size))
+
+
+def poll(kh: int) -> Notice:
+    """Who polls is to look again."""
+    return _notice(NotifyCode.POLL, wire.NOTIFY_POLL_OUT.pack(kh))
+
+
+class _Retrieval:
+    def __init__(self) -> None:
+        self.answered = anyio.Event()
+        self.data = b""
+
+
+class Notifier:
+    """Writes to /dev/fuse what answers nothing, and never touches a descriptor that is closed."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = os.dup(fd)
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
+        self._queue: SimpleQueue[tuple[Notice, bool] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._uniques = itertools.count(1)
+        self._retrievals: dict[int, _Retrieval] = {}
+
+    def write(self, notice: Notice, ignore_enoent: bool = True) -> None:
+        """Write now, which may take as long as the filesystem takes to answer a request.
+
+        Raises :exc:`OSError`: ENOTCONN once the session has ended, and, unless *ignore_enoent*,
+        ENOENT if the kernel does not know what the message is about.
+        """
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+            self._users += 1
+        try:
+            os.writev(self._fd, notice)
+        except FileNotFoundError:
+            if not ignore_enoent:
+                raise
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._close_unused()
+
+    def post(self, notice: Notice, ignore_enoent: bool = True) -> None:
+        """Have a thread write it; errors are logged."""
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._write_posted, name="truenas_os.fuse notifier", daemon=True
+                )
+                self._thread.start()
+        self._queue.put((notice, ignore_enoent))
+
+    def _write_posted(self) -> None:
+        while (posted := self._queue.get()) is not None:
+            try:
+                self.write(*posted)
+            except OSError as error:
+                log.warning("a notification has failed: %s", error)
+
+    def begin_retrieval(self) -> tuple[int, _Retrieval]:
+        """A number for a request to the kernel, and what its answer will be put into."""
+        unique = next(self._uniques)
+        found = self._retrievals[unique] = _Retrieval()
+        return unique, found
+
+    def retrieved(self, request: Request) -> None:
+        """The kernel has answered."""
+        found = self._retrievals.pop(request.unique, None)
+        size = request.pop(wire.NOTIFY_REPLY_IN)[1]
+        if found is not None:
+            found.data = request.take(size)
+            found.answered.set()
+
+    def close(self) -> None:
+        """Write nothing more."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._close_unused()
+        self._queue.put(None)
+        for each in self._retrievals.values():
+            each.answered.set()
+        self._retrievals.clear()
+
+    def _close_unused(self) -> None:
+        if self._closed and not self._users and self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
+class PollHandle:
+    """Somebody who waits in :manpage:`poll(2)` for a file to change."""
+
+    __slots__ = ("_kh", "_notifier")
+
+    def __init__(self, notifier: Notifier, kh: int) -> None:
+        self._notifier: Final = notifier
+        self._kh: Final = kh
+
+    def notify(self) -> None:
+        """Wake them; ``poll`` is then called again. Nothing, if they wait no longer."""
+        try:
+            self._notifier.write(poll(self._kh))
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
