@@ -19,6 +19,7 @@ TOPICS = (
     "xattrs",
     "attributes",
     "access",
+    "fuse",
 )
 # The system calls made, whose numbers the tests use to make them fail.
 SYSCALLS = (
@@ -61,6 +62,7 @@ SYSCALLS = (
     "setxattrat",
     "statmount",
     "statx",
+    "syncfs",
     "umount2",
     "unlinkat",
     "waitid",

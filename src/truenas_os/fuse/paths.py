@@ -4,7 +4,10 @@
 import os
 from typing import Final
 
+from .._native import lib
 from ..blocking.arguments import StrOrBytesPath
+from ..blocking.errors import check
+from ..blocking.fds import Fd
 
 _NAMESPACES: Final = ("user", "system")
 
@@ -24,19 +27,13 @@ def listdir(path: StrOrBytesPath) -> list[str]:
 
 
 def syncfs(path: StrOrBytesPath) -> None:
-    """Write to stable storage all that the filesystem of *path* has not yet written.
+    """Put on stable storage all that was written to the filesystem of *path*.
 
-    :manpage:`syncfs(2)`.
+    Raises :exc:`OSError`: what opening *path* raises, EIO, ENOSPC, EDQUOT. :manpage:`syncfs(2)`.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _syncfs(fd)
-    finally:
-        os.close(fd)
-
-
-def _syncfs(fd: int) -> None:
-    os.fsync(fd)
+    with Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        while (ret := lib.tos_syncfs(fd)) < 0:
+            check(ret, "syncfs", path)
 
 
 def setxattr(path: StrOrBytesPath, name: str, value: bytes, namespace: str = "user") -> None:

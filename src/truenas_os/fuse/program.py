@@ -94,7 +94,7 @@ def _current_trio_token() -> Any:
 async def _watch_signals(stop: anyio.Event) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
-    with _only_default_handlers() as signals:
+    with _signals_to_handle() as signals:
         if signals:
             with anyio.open_signal_receiver(*signals) as received:
                 async for number in received:
@@ -104,15 +104,22 @@ async def _watch_signals(stop: anyio.Event) -> None:
 
 
 @contextlib.contextmanager
-def _only_default_handlers() -> Iterator[list[signal.Signals]]:
-    defaults = (signal.SIG_DFL, signal.default_int_handler)
-    ours = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) in defaults]
-    before = {number: signal.getsignal(number) for number in ours}
+def _signals_to_handle() -> Iterator[list[signal.Signals]]:
+    """Those that end the process or the event loop, whose handlers are restored afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = [number for number, handler in before.items() if _is_default(handler)]
     try:
         yield ours
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _is_default(handler: Any) -> bool:
+    if handler in (signal.SIG_DFL, signal.default_int_handler):
+        return True
+    function = getattr(handler, "func", handler)
+    return str(getattr(function, "__module__", "")).partition(".")[0] in ("asyncio", "trio")
 
 
 def terminate() -> None:

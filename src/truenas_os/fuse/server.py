@@ -32,8 +32,6 @@ _SECONDS_AT_ONCE: Final = 0.001
 # A reply of so many bytes is copied behind its header rather than gathered by the kernel.
 _SMALL: Final = 4096
 _HEADER: Final = wire.OUT_HEADER.pack
-# Seconds for which handlers may go on when there is nobody left to reply to.
-_GRACE: Final = 5.0
 
 _UNANSWERED: Final = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET))
 # What takes no slot of max_tasks: what must not wait, and what may wait for long.
@@ -68,7 +66,14 @@ class Server:
     """A connection with the kernel, served by handlers on an event loop."""
 
     def __init__(
-        self, operations: Operations, fd: int, loop: Loop, max_tasks: int, *, debug: bool = False
+        self,
+        operations: Operations,
+        fd: int,
+        loop: Loop,
+        *,
+        max_tasks: int,
+        grace: float,
+        debug: bool = False,
     ) -> None:
         self.fd = fd
         self.features: Features | None = None
@@ -83,6 +88,8 @@ class Server:
         self._table = self._handlers.table
         self._loop = loop
         self._max_tasks = max_tasks
+        # Seconds for which handlers may go on when there is nobody left to reply to.
+        self._grace = grace
         self._debug = debug
         self._buffer = bytearray(MAX_WRITE + wire.PAGE)
         self._view = memoryview(self._buffer)
@@ -115,7 +122,7 @@ class Server:
         try:
             self._loop.watch(self.fd, self.drain)
             await self.ended.wait()
-            with anyio.move_on_after(_GRACE):
+            with anyio.move_on_after(self._grace):
                 while self._active:
                     self._idle = anyio.Event()
                     await self._idle.wait()
@@ -124,7 +131,6 @@ class Server:
             self._loop.cancel()
             await self._destroy()
             self.notifier.close()
-            self.finished.set()
 
     async def _destroy(self) -> None:
         if self._destroyed:

@@ -48,6 +48,7 @@ class Session:
         self._timeout = unmount_timeout
         self._mount: FuseMount | None = None
         self._server: Server | None = None
+        self._closed = False
 
     # What it is like.
 
@@ -121,13 +122,29 @@ class Session:
         assert self._mount is not None
         loop = running_loop()
         server = self._server = Server(
-            self._operations, self._mount.device, loop, self._max_tasks, debug=self._options.debug
+            self._operations,
+            self._mount.device,
+            loop,
+            max_tasks=self._max_tasks,
+            grace=self._timeout,
+            debug=self._options.debug,
         )
-        loop.spawn(server.run)
+        loop.spawn(self._run)
         await server.ready.wait()
         if server.features is None:
             error = OSError(errno.EPROTO, os.strerror(errno.EPROTO), self._mountpoint)
             raise error from server.error
+
+    async def _run(self) -> None:
+        server, mount = self._serving(), self._mount
+        try:
+            await server.run()
+        finally:
+            # Even if the event loop ends: who waits for an answer must not wait for ever. On the
+            # loop, since this close has nothing to wait for.
+            if mount is not None and not mount.device.closed:
+                os.close(mount.device.detach())
+            server.finished.set()
 
     async def wait(self) -> SessionEnd:
         """Wait until the session has ended, and tell how: unmounted or aborted, by whomever.
@@ -148,12 +165,16 @@ class Session:
         ``unmount_timeout`` has passed; then the connection is aborted and the mount detached.
         """
         mount, server = self._mount, self._server
-        if mount is None or mount.device.closed:
+        if mount is None or self._closed:
             return
+        self._closed = True
         with anyio.CancelScope(shield=True):
             try:
-                if server is not None and server.end is None and mount.attached:
-                    await self._unmount(mount, server)
+                if server is not None and mount.attached:
+                    if server.end is None:
+                        await self._unmount(mount, server)
+                    else:  # an abort leaves the mount behind
+                        await offload(mount.detach, certain=True)
             finally:
                 if server is not None:
                     server.stop(SessionEnd.CLOSED)
@@ -175,7 +196,8 @@ class Session:
 
     def abandon(self, unmount: bool) -> None:
         """End what nobody serves any more: close the device, then detach the mount."""
-        if self._mount is not None and not self._mount.device.closed:
+        if self._mount is not None and not self._closed:
+            self._closed = True
             self._mount.close()
             if unmount:
                 self._mount.detach()
