@@ -159,15 +159,6 @@ async def error_of(session, expression):
     )
 
 
-def connections():
-    """The numbers of the FUSE connections there are, from the mounts that this process sees."""
-    return [
-        line.split()[2].split(":")[1]
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        if " - fuse" in line
-    ]
-
-
 def is_mounted(path):
     return any(
         line.split()[4] == os.fspath(path)

@@ -146,7 +146,7 @@ async def test_a_handler_that_hangs_does_not_keep_the_session(point):
 
     filesystem = Hanging(a=b"")
     async with fuse.mount(filesystem, point, unmount_timeout=0.3) as session:
-        writing = Client(session, "open(top + '/a', 'w').write('x')")
+        writing = Client(session, "with open(top + '/a', 'w') as f: f.write('x')")
         await until(lambda: filesystem.asked, "the question")
     _, err = await writing.end()
     assert "OSError" in err

@@ -13,6 +13,7 @@ from serving import Client, Files, client, error_of
 from stuck import until
 
 from truenas_os import fuse
+from truenas_os.fuse.wire import InitFlag
 
 pytestmark = pytest.mark.anyio
 
@@ -52,19 +53,25 @@ async def test_a_filesystem_without_handlers_mounts_and_tells_what_it_cannot(poi
 
 
 async def test_only_what_is_implemented_is_negotiated(point):
-    Flag = fuse.protocol.wire.InitFlag
     async with fuse.mount(fuse.Operations(), point) as session:
         flags = session.features.flags
-        assert flags & (Flag.NO_OPEN_SUPPORT | Flag.NO_OPENDIR_SUPPORT)
-        never = Flag.ATOMIC_O_TRUNC | Flag.READDIRPLUS_AUTO
-        for flag in (Flag.POSIX_LOCKS, Flag.FLOCK_LOCKS, Flag.DO_READDIRPLUS, Flag.WRITEBACK_CACHE):
+        assert flags & (InitFlag.NO_OPEN_SUPPORT | InitFlag.NO_OPENDIR_SUPPORT)
+        never = InitFlag.ATOMIC_O_TRUNC | InitFlag.READDIRPLUS_AUTO
+        for flag in (
+            InitFlag.POSIX_LOCKS,
+            InitFlag.FLOCK_LOCKS,
+            InitFlag.DO_READDIRPLUS,
+            InitFlag.WRITEBACK_CACHE,
+        ):
             never |= flag
         assert not flags & never
     async with fuse.mount(Files(), point) as session:
         flags = session.features.flags
-        assert flags & Flag.DO_READDIRPLUS
-        assert flags & Flag.WRITEBACK_CACHE
-        assert not flags & (Flag.NO_OPEN_SUPPORT | Flag.READDIRPLUS_AUTO | Flag.ATOMIC_O_TRUNC)
+        assert flags & InitFlag.DO_READDIRPLUS
+        assert flags & InitFlag.WRITEBACK_CACHE
+        assert not flags & (
+            InitFlag.NO_OPEN_SUPPORT | InitFlag.READDIRPLUS_AUTO | InitFlag.ATOMIC_O_TRUNC
+        )
 
 
 @pytest.mark.parametrize(
@@ -278,7 +285,9 @@ async def test_setting_fuse_stacktrace_calls_stacktrace_even_without_setxattr(po
 
 async def test_extended_attributes(point):
     class WithAttributes(Files):
-        values: dict = {}
+        def __init__(self, **files):
+            super().__init__(**files)
+            self.values = {}
 
         async def setxattr(self, inode, name, value, ctx):
             self.values[name] = value

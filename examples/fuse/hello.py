@@ -6,6 +6,7 @@ Usage: hello.py MOUNTPOINT, and ``cat MOUNTPOINT/message`` elsewhere. Ctrl-C or 
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import stat
@@ -62,7 +63,5 @@ async def main(mountpoint):
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(main(sys.argv[1]))
-    except KeyboardInterrupt:
-        pass
