@@ -37,7 +37,7 @@ from .wire import InitFlag, Opcode
 if TYPE_CHECKING:
     from .notifications import PollHandle
 
-log = logging.getLogger("truenas_os.fuse")
+_log = logging.getLogger("truenas_os.fuse")
 
 Reply: TypeAlias = bytes | bytearray | memoryview
 Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Reply | None]]
@@ -144,7 +144,7 @@ class Handlers:
         try:
             await self._fs.forget(inode_list)
         except Exception:
-            log.exception("forget has raised an exception, which it must not")
+            _log.exception("forget has raised an exception, which it must not")
 
     async def _mknod(self, request: Request) -> Reply:
         mode, rdev, umask = request.pop(wire.MKNOD_IN)
@@ -273,7 +273,7 @@ class Handlers:
             try:
                 self._fs.stacktrace()
             except Exception:
-                log.exception("stacktrace has raised an exception, which it must not")
+                _log.exception("stacktrace has raised an exception, which it must not")
             return
         if not implemented(self._fs, "setxattr"):
             # ENOSYS would keep the kernel from ever asking again, even for the name above.
@@ -356,7 +356,7 @@ class Handlers:
         except (FUSEError, OSError):
             pass
         except Exception:
-            log.exception("releasing the file handle %d has failed", fh)
+            _log.exception("releasing the file handle %d has failed", fh)
 
     async def _fsync(self, request: Request) -> None:
         fh, flags = request.read(wire.FSYNC_IN)

@@ -11,7 +11,7 @@ class ReaddirToken:
     __slots__ = ("_add", "_closed", "granted", "reply")
 
     def __init__(self, size: int, plus: bool) -> None:
-        self.reply = Readdir(size)
+        self.reply: Readdir = Readdir(size)
         self._add = self.reply.try_add_plus if plus else self._add_plain
         self._closed = False
         self.granted: list[tuple[int, int]] = []

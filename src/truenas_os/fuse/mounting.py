@@ -37,7 +37,7 @@ from ..blocking.mounts import statmount
 from ..blocking.unmounting import unmount
 from .options import MountOptions
 
-log = logging.getLogger("truenas_os.fuse")
+_log = logging.getLogger("truenas_os.fuse")
 
 DEVICE: Final = "/dev/fuse"
 _HELPER: Final = "fusermount3"
@@ -49,16 +49,16 @@ class FuseMount:
     """A connection, and the mount that it is to be served at."""
 
     def __init__(self, device: Fd, target: str, tree: Fd | None, helper: str | None) -> None:
-        self.device = device
+        self.device: Fd = device
         """/dev/fuse, non-blocking."""
-        self.target = target
+        self.target: str = target
         """The absolute path of the mount point."""
-        self.mnt_id = 0
+        self.mnt_id: int = 0
         """The unique id of the mount."""
         self._tree = tree
         self._helper = helper
         self._control = ""
-        self.attached = tree is None
+        self.attached: bool = tree is None
         """Whether it may be visible somewhere."""
         if tree is not None:
             self._look_at(tree)

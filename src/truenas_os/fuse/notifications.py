@@ -20,7 +20,7 @@ from . import wire
 from .protocol import Request
 from .wire import NotifyCode
 
-log = logging.getLogger("truenas_os.fuse")
+_log = logging.getLogger("truenas_os.fuse")
 
 Notice = Sequence[bytes]
 
@@ -117,7 +117,7 @@ class Notifier:
             try:
                 self.write(*posted)
             except OSError as error:
-                log.warning("a notification has failed: %s", error)
+                _log.warning("a notification has failed: %s", error)
 
     def begin_retrieval(self) -> tuple[int, _Retrieval]:
         """A number for a request to the kernel, and what its answer will be put into."""

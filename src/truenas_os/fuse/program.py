@@ -18,7 +18,7 @@ from .operations import Operations
 from .options import default_options, parse_options
 from .session import MAX_TASKS, Session
 
-log = logging.getLogger("truenas_os.fuse")
+_log = logging.getLogger("truenas_os.fuse")
 
 trio_token: Any = None
 """The token of the trio run in which :func:`main` serves, else None."""
@@ -98,7 +98,7 @@ async def _watch_signals(stop: anyio.Event) -> None:
         if signals:
             with anyio.open_signal_receiver(*signals) as received:
                 async for number in received:
-                    log.info("ending because of %s", signal.Signals(number).name)
+                    _log.info("ending because of %s", signal.Signals(number).name)
                     stop.set()
                     return
 

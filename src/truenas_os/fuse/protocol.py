@@ -117,6 +117,10 @@ class Request:
     uid: int
     gid: int
     pid: int
+    body: bytes
+    data: bytes
+    pos: int
+    interrupted: bool
 
     def __init__(self, message: Buffer) -> None:
         """Take the parts of *message*, all that one read of /dev/fuse has returned.
@@ -479,8 +483,8 @@ class Readdir:
     """The reply to READDIR, which has room for *size* bytes."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
-        self.content = bytearray()
+        self.size: int = size
+        self.content: bytearray = bytearray()
 
     def try_add(self, ino: int, off: int, mode: int, name: bytes) -> bool:
         """Add an entry, if there is room for it.

@@ -24,7 +24,7 @@ from .operations import Operations
 from .protocol import ProtocolError, Request
 from .wire import Opcode
 
-log = logging.getLogger("truenas_os.fuse")
+_log = logging.getLogger("truenas_os.fuse")
 
 # What is taken from the kernel at most before other tasks of the event loop run.
 _REQUESTS_AT_ONCE: Final = 64
@@ -75,14 +75,14 @@ class Server:
         grace: float,
         debug: bool = False,
     ) -> None:
-        self.fd = fd
+        self.fd: int = fd
         self.features: Features | None = None
         self.end: SessionEnd | None = None
         self.error: BaseException | None = None
-        self.ready = anyio.Event()
-        self.ended = anyio.Event()
-        self.finished = anyio.Event()
-        self.notifier = Notifier(fd)
+        self.ready: anyio.Event = anyio.Event()
+        self.ended: anyio.Event = anyio.Event()
+        self.finished: anyio.Event = anyio.Event()
+        self.notifier: Notifier = Notifier(fd)
         self._operations = operations
         self._handlers = Handlers(operations, functools.partial(PollHandle, self.notifier))
         self._table = self._handlers.table
@@ -142,7 +142,7 @@ class Server:
                 with anyio.CancelScope(shield=True):
                     await pending
         except Exception:
-            log.exception("destroy has raised an exception")
+            _log.exception("destroy has raised an exception")
 
     def stop(self, end: SessionEnd) -> None:
         """Take no more requests; those that wait are not served any more."""
@@ -174,12 +174,12 @@ class Server:
             try:
                 request = Request(view[:size])
             except ProtocolError as error:
-                log.error("a message that cannot be read: %s", error)
+                _log.error("a message that cannot be read: %s", error)
                 continue
             opcode = request.opcode
             counts[opcode & 63] += 1
             if self._debug:
-                log.info("%s, %d bytes, from process %d", request, request.len, request.pid)
+                _log.info("%s, %d bytes, from process %d", request, request.len, request.pid)
             handler = table.get(opcode)
             if handler is None:
                 self._special(request)
@@ -197,7 +197,7 @@ class Server:
             self.stop(SessionEnd.ABORTED)
         else:
             self.error = error
-            log.error("reading /dev/fuse has failed: %s", error)
+            _log.error("reading /dev/fuse has failed: %s", error)
             self.stop(SessionEnd.FAILED)
 
     def _special(self, request: Request) -> None:
@@ -206,10 +206,7 @@ class Server:
             if opcode == Opcode.INIT:
                 self._init(request)
             elif opcode == Opcode.INTERRUPT:
-                found = self._active.get(request.read(wire.INTERRUPT_IN)[0])
-                if found is not None:
-                    found.interrupted = True
-                    self._interrupt(found)
+                self._interrupted(request.read(wire.INTERRUPT_IN)[0])
             elif opcode == Opcode.NOTIFY_REPLY:
                 self.notifier.retrieved(request)
             elif opcode == Opcode.DESTROY:
@@ -217,7 +214,14 @@ class Server:
             else:
                 self._reply_error(request, ABSENT.get(opcode, errno.ENOSYS))
         except ProtocolError as error:
-            log.error("%s", error)
+            _log.error("%s", error)
+
+    def _interrupted(self, unique: int) -> None:
+        # One that is found nowhere has been answered.
+        for request in (self._active.get(unique), *(request for _, request in self._queue)):
+            if request is not None and request.unique == unique:
+                request.interrupted = True
+                self._interrupt(request)
 
     def _interrupt(self, request: Request) -> None:
         if request.scope is not None:
@@ -235,7 +239,7 @@ class Server:
             try:
                 self._operations.init()
             except Exception:
-                log.exception("init has raised an exception, which it must not")
+                _log.exception("init has raised an exception, which it must not")
             self.features = features
             self._handlers.agree(features)
         self._reply(request, body)
@@ -269,13 +273,13 @@ class Server:
         except (FUSEError, OSError) as error:
             code = error.errno
             if code is None or not 0 < code <= wire.ERRNO_MAX:
-                log.exception("%s: %r is no errno that the kernel takes", request, code)
+                _log.exception("%s: %r is no errno that the kernel takes", request, code)
                 code = errno.EIO
         except ProtocolError as error:
-            log.error("%s", error)
+            _log.error("%s", error)
             code = errno.EINVAL
         except Exception:
-            log.exception("%s: the handler has raised an exception", request)
+            _log.exception("%s: the handler has raised an exception", request)
             code = errno.EIO
         except BaseException:  # cancelled with the event loop, most likely
             self._reply_error(request, errno.EIO)
@@ -307,7 +311,7 @@ class Server:
         except OSError as error:
             # ENOENT: it was interrupted or aborted. What else there is says that nobody listens.
             if error.errno == errno.EINVAL:
-                log.error("the kernel has refused the reply to %s", request)
+                _log.error("the kernel has refused the reply to %s", request)
                 self._reply_error(request, errno.EIO)
             return False
         return True

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from .current import active_session
 
-log = logging.getLogger("truenas_os.fuse")
+_log = logging.getLogger("truenas_os.fuse")
 
 
 def log_stacks() -> None:
@@ -22,4 +22,4 @@ def log_stacks() -> None:
     running: Callable[[], list[str]] | None = getattr(active_session(), "describe_handlers", None)
     if running is not None:
         parts += running()
-    log.error("what is under way:\n%s", "\n".join(parts))
+    _log.error("what is under way:\n%s", "\n".join(parts))
