@@ -19,22 +19,20 @@ from typing import Final
 
 from ..blocking.arguments import StrOrBytesPath
 from ..blocking.fds import Fd
-from ..blocking.files import statx
+from ..blocking.files import openat2, statx
 from ..blocking.flags import (
     AT_EMPTY_PATH,
     AT_STATX_DONT_SYNC,
     FSCONFIG_CMD_CREATE,
     FSCONFIG_SET_FLAG,
     FSCONFIG_SET_STRING,
-    MNT_DETACH,
-    MNT_FORCE,
     STATMOUNT_MNT_POINT,
     STATX_MNT_ID_UNIQUE,
-    UMOUNT_NOFOLLOW,
 )
-from ..blocking.mountapi import attach, fsconfig, fsmount, fsopen, umount2
+from ..blocking.mountapi import attach, fsconfig, fsmount, fsopen
 from ..blocking.mounts import statmount
-from ..blocking.unmounting import unmount
+from ..blocking.unmounting import detach, unmount
+from .guarding import Guard
 from .options import MountOptions
 
 _log = logging.getLogger("truenas_os.fuse")
@@ -57,17 +55,18 @@ class FuseMount:
         """The unique id of the mount."""
         self._tree = tree
         self._helper = helper
-        self._control = ""
+        self._connection = 0
+        self._guard: Guard | None = None
         self.attached: bool = tree is None
         """Whether it may be visible somewhere."""
-        if tree is not None:
-            self._look_at(tree)
 
-    def _look_at(self, root: Fd) -> None:
+    def look_at(self, root: Fd) -> None:
+        """Take note of what mount it is, and have it guarded."""
         # To ask the server itself, which does not serve yet, would hang.
         found = statx(root, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID_UNIQUE)
         self.mnt_id = found.stx_mnt_id
-        self._control = f"/sys/fs/fuse/connections/{found.stx_dev_minor}/abort"
+        self._connection = found.stx_dev_minor
+        self._guard = Guard(found.stx_mnt_id, self._helper)
 
     def attach(self) -> None:
         """Make the mount visible. Requests may come from now on."""
@@ -77,12 +76,30 @@ class FuseMount:
                 self.attached = True
                 attach(tree, self.target)
 
-    def close(self) -> None:
-        """Close the device, which ends the connection, and a mount that was not attached."""
+    def close(self, leave: bool = False) -> None:
+        """Close the device, which ends the connection, and a mount that was not attached.
+
+        One that is still there is left to the guard to detach, unless *leave*.
+        """
         tree, self._tree = self._tree, None
         if tree is not None:
             tree.close()
-        self.device.close()
+        try:
+            self.device.close()
+        finally:
+            if self._guard is not None:
+                self._guard.dismiss(leave)
+
+    def hang_up(self) -> None:
+        """Close the device without waiting for anything, if it is not closed."""
+        if not self.device.closed:
+            os.close(self.device.detach())
+
+    def drop(self) -> None:
+        """As :meth:`close`, without waiting for anything."""
+        self.hang_up()
+        if self._guard is not None:
+            self._guard.act()
 
     def unmount(self, patience: float) -> None:
         """Unmount, which has the server flush what is dirty; try again for *patience* seconds.
@@ -108,8 +125,8 @@ class FuseMount:
 
     def abort(self) -> None:
         """End the connection, and detach the mount: whatever waits for the server fails."""
-        with contextlib.suppress(OSError), open(self._control, "w") as control:
-            control.write("1")
+        with contextlib.suppress(OSError):
+            _abort(self._connection)
         with contextlib.suppress(OSError):
             self.detach()
 
@@ -117,13 +134,7 @@ class FuseMount:
         """Take the mount out of sight, if it is still where it was attached."""
         if self._helper is not None:
             return _run_helper(self._helper, "-u", "-q", "-z", "--", self.target)
-        try:
-            point = statmount(self.mnt_id, STATMOUNT_MNT_POINT).mnt_point
-        except FileNotFoundError:
-            return None
-        if point is not None:
-            umount2(point, MNT_FORCE | MNT_DETACH | UMOUNT_NOFOLLOW)
-        return None
+        return detach(self.mnt_id, force=True)
 
 
 def open_mount(target: StrOrBytesPath, options: MountOptions) -> FuseMount:
@@ -146,7 +157,9 @@ def open_mount(target: StrOrBytesPath, options: MountOptions) -> FuseMount:
                 error.add_note(f"{_HELPER}, which may mount for ordinary users, is not installed")
                 raise
             return _mount_with(helper, path, options)
+        undo.callback(tree.close)
         mount = FuseMount(device, path, tree, None)
+        mount.look_at(tree)
         undo.pop_all()
         return mount
 
@@ -193,11 +206,26 @@ def _mount_with(helper: str, path: str, options: MountOptions) -> FuseMount:
             os.set_blocking(device, False)
             mount = FuseMount(device, path, None, helper)
             with Fd(os.open(path, os.O_PATH | os.O_CLOEXEC)) as root:
-                mount._look_at(root)
+                mount.look_at(root)
             return mount
     error = PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
     error.add_note(complaint.decode(errors="replace").strip() or f"{helper} has failed")
     raise error
+
+
+def _abort(connection: int) -> None:
+    """End a connection: whatever waits for its server fails."""
+    name = f"{connection}/abort"
+    try:
+        control = Fd(os.open(f"/sys/fs/fuse/connections/{name}", os.O_WRONLY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        # Nobody has mounted it; it need not be visible to be used.
+        with fsopen(fs_name="fusectl") as context:
+            fsconfig(fs_fd=context, cmd=FSCONFIG_CMD_CREATE)
+            with fsmount(fs_fd=context) as root:
+                control = openat2(root, name, os.O_WRONLY)
+    with control:
+        os.write(control, b"1")
 
 
 def _run_helper(helper: str, *arguments: str) -> None:

@@ -137,13 +137,15 @@ class Session:
 
     async def _run(self) -> None:
         server, mount = self._serving(), self._mount
+        assert mount is not None
         try:
             await server.run()
+        except BaseException:
+            mount.drop()  # the event loop ends, and nobody may be left to close the session
+            raise
         finally:
-            # Even if the event loop ends: who waits for an answer must not wait for ever. On the
-            # loop, since this close has nothing to wait for.
-            if mount is not None and not mount.device.closed:
-                os.close(mount.device.detach())
+            # Who waits for an answer must not wait for ever.
+            mount.hang_up()
             server.finished.set()
 
     async def wait(self) -> SessionEnd:
@@ -198,9 +200,7 @@ class Session:
         """End what nobody serves any more: close the device, then detach the mount."""
         if self._mount is not None and not self._closed:
             self._closed = True
-            self._mount.close()
-            if unmount:
-                self._mount.detach()
+            self._mount.close(leave=not unmount)
 
     # What it tells the kernel.
 
