@@ -15,6 +15,7 @@ import threading
 from typing import Final
 
 from ..blocking.fds import Fd
+from .forks import own
 
 _log = logging.getLogger("truenas_os.fuse")
 
@@ -28,7 +29,7 @@ class Guard:
 
     A thread starts the process and waits for its end. The thread is also what the process watches:
     unlike the server as a whole, it ends when the server is killed even if another thread hangs in
-    the very mount; and, unlike the pipe, no forked child keeps it.
+    the very mount; and, unlike the pipe, a child that C code has forked does not keep it.
     """
 
     def __init__(self, mnt_id: int, helper: str | None = None) -> None:
@@ -42,6 +43,7 @@ class Guard:
         )
         self._thread.start()
         started.wait()
+        own(self)
         if self._error is not None:
             _log.warning(
                 "mount %d will stay behind if this process is killed: %s", mnt_id, self._error
@@ -102,6 +104,12 @@ class Guard:
                 pass  # somebody has killed it
             finally:
                 os.close(pipe.detach())
+
+    def disown(self) -> None:
+        """Have no part in it, in a forked child."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None and not pipe.closed:
+            os.close(pipe.detach())
 
 
 def _this_thread() -> Fd:

@@ -4,21 +4,28 @@
 import asyncio
 import select
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     import trio
 
 Handling = Coroutine[Any, Any, None]
 
+# Seconds for which cancelled handlers are waited for, where one may ignore that.
+_PATIENCE: Final = 1.0
+
 
 class Loop(Protocol):
     """An event loop that serves."""
 
-    def spawn(self, serve: Callable[[], Handling]) -> None:
+    def spawn(self, function: Callable[[], Handling]) -> None:
         """Run a task that the cancellation of no other task reaches."""
+
+    def handlers(self) -> AbstractAsyncContextManager[object]:
+        """What :meth:`start` needs around it; cancels at its end what has not returned."""
 
     def watch(self, fd: int, drain: Callable[[], object]) -> None:
         """Call *drain* whenever *fd* has something to be read, an error included."""
@@ -42,12 +49,22 @@ class AsyncioLoop:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Task[None] | None = None
+        self._spawned: set[asyncio.Task[None]] = set()
         self._epoll: select.epoll | None = None
 
-    def spawn(self, serve: Callable[[], Handling]) -> None:
-        # An empty context: what the present task is inside of does not concern the server.
-        self._server = self._loop.create_task(serve())
+    def spawn(self, function: Callable[[], Handling]) -> None:
+        task = self._loop.create_task(function())
+        self._spawned.add(task)  # the loop itself does not keep it
+        task.add_done_callback(self._spawned.discard)
+
+    @asynccontextmanager
+    async def handlers(self) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            self.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=_PATIENCE)
 
     def watch(self, fd: int, drain: Callable[[], object]) -> None:
         # libuv takes the error by which /dev/fuse announces its end for its own. An epoll that has
@@ -107,17 +124,20 @@ class TrioLoop:
         self._nursery: trio.Nursery | None = None
         self._reading: trio.CancelScope | None = None
 
-    def spawn(self, serve: Callable[[], Handling]) -> None:
+    def spawn(self, function: Callable[[], Handling]) -> None:
         import trio
 
-        async def serve_in_nursery() -> None:
-            async with trio.open_nursery() as self._nursery:
-                await serve()
-                self.cancel()
+        trio.lowlevel.spawn_system_task(function, name="truenas_os.fuse", context=copy_context())
 
-        trio.lowlevel.spawn_system_task(
-            serve_in_nursery, name="truenas_os.fuse", context=copy_context()
-        )
+    @asynccontextmanager
+    async def handlers(self) -> AsyncIterator[None]:
+        import trio
+
+        async with trio.open_nursery() as self._nursery:
+            try:
+                yield
+            finally:
+                self.cancel()
 
     def watch(self, fd: int, drain: Callable[[], object]) -> None:
         assert self._nursery is not None

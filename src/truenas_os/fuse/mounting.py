@@ -32,6 +32,7 @@ from ..blocking.flags import (
 from ..blocking.mountapi import attach, fsconfig, fsmount, fsopen
 from ..blocking.mounts import statmount
 from ..blocking.unmounting import detach, unmount
+from .forks import own
 from .guarding import Guard
 from .options import MountOptions
 
@@ -57,8 +58,10 @@ class FuseMount:
         self._helper = helper
         self._connection = 0
         self._guard: Guard | None = None
+        self._closed = False
         self.attached: bool = tree is None
         """Whether it may be visible somewhere."""
+        own(self)
 
     def look_at(self, root: Fd) -> None:
         """Take note of what mount it is, and have it guarded."""
@@ -75,12 +78,15 @@ class FuseMount:
             with tree:
                 self.attached = True
                 attach(tree, self.target)
+            if self._closed:  # whoever wanted it has not waited
+                self.detach()
 
     def close(self, leave: bool = False) -> None:
         """Close the device, which ends the connection, and a mount that was not attached.
 
         One that is still there is left to the guard to detach, unless *leave*.
         """
+        self._closed = True
         tree, self._tree = self._tree, None
         if tree is not None:
             tree.close()
@@ -100,6 +106,13 @@ class FuseMount:
         self.hang_up()
         if self._guard is not None:
             self._guard.act()
+
+    def disown(self) -> None:
+        """Be of no further use, in a forked child."""
+        self.hang_up()
+        if self._tree is not None and not self._tree.closed:
+            os.close(self._tree.detach())
+        self._tree = None
 
     def unmount(self, patience: float) -> None:
         """Unmount, which has the server flush what is dirty; try again for *patience* seconds.

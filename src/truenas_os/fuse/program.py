@@ -39,7 +39,7 @@ def init(
     :func:`mount`.
     """
     global _session
-    if _session is not None:
+    if _session is not None and _session.is_ours:
         raise RuntimeError("a filesystem is mounted already: close() comes first")
     session = Session(ops, mountpoint, parse_options(options))
     session.open()
@@ -49,6 +49,7 @@ def init(
 def _initialized() -> Session:
     if _session is None:
         raise RuntimeError("init() comes first")
+    _session.check_process()
     return _session
 
 
@@ -125,6 +126,7 @@ def _is_default(handler: Any) -> bool:
 def terminate() -> None:
     """Have :func:`main` end: it unmounts the filesystem and returns. Nothing if it does not run."""
     if _stop is not None:
+        _initialized()
         _stop.set()
 
 
@@ -132,7 +134,7 @@ def close(unmount: bool = True) -> None:
     """Clean up what :func:`init` has begun, after :func:`main`; a second call does nothing.
 
     If the filesystem is still mounted it is detached, unless *unmount* is False: then all who use
-    it get ENOTCONN.
+    it get ENOTCONN. In a forked child, the filesystem stays as it is.
     """
     global _session
     session, _session = _session, None

@@ -94,6 +94,7 @@ class Request:
     """
 
     __slots__ = (
+        "answered",
         "body",
         "data",
         "gid",
@@ -150,6 +151,7 @@ class Request:
             self.data = b""
         self.pos = 0
         self.interrupted = False
+        self.answered: bool = False
         # What a handler has promised by its result, to be taken back if no reply gets through:
         # lookups, and an open file.
         self.granted: Sequence[tuple[Any, int]] = ()

@@ -16,6 +16,7 @@ import anyio
 from . import protocol, wire
 from .current import serving
 from .datatypes import FUSEError
+from .forks import own
 from .handlers import ABSENT, Handler, Handlers, Reply
 from .loops import Loop
 from .negotiation import MAX_WRITE, Features, negotiate
@@ -102,6 +103,7 @@ class Server:
         self._idle = anyio.Event()
         self._counts = [0] * 64
         self._destroyed = False
+        own(self)
 
     @property
     def stats(self) -> SessionStats:
@@ -120,17 +122,27 @@ class Server:
     async def run(self) -> None:
         """Serve until the end, and clean up."""
         try:
-            self._loop.watch(self.fd, self.drain)
-            await self.ended.wait()
-            with anyio.move_on_after(self._grace):
-                while self._active:
-                    self._idle = anyio.Event()
-                    await self._idle.wait()
+            async with self._loop.handlers():
+                self._loop.watch(self.fd, self.drain)
+                await self.ended.wait()
+                with anyio.move_on_after(self._grace):
+                    while self._active:
+                        self._idle = anyio.Event()
+                        await self._idle.wait()
         finally:
-            self.stop(SessionEnd.CLOSED)
-            self._loop.cancel()
-            await self._destroy()
-            self.notifier.close()
+            if self.fd >= 0:
+                self.stop(SessionEnd.CLOSED)
+                await self._destroy()
+                self.notifier.close()
+
+    def is_asking(self) -> bool:
+        """Whether what runs is a handler of this server, whose request is not answered yet."""
+        current = serving.get(None)
+        return current is not None and current[0] is self and not current[1].answered
+
+    def disown(self) -> None:
+        """Be of no further use, in a forked child."""
+        self.fd = -1
 
     async def _destroy(self) -> None:
         if self._destroyed:
@@ -149,7 +161,8 @@ class Server:
         if self.end is None:
             self.end = end
             self._loop.unwatch()
-            self._queue.clear()
+            while self._queue:
+                self._reply_error(self._queue.popleft()[1], errno.EIO)
             for request in self._active.values():
                 self._interrupt(request)
             self.ready.set()
@@ -169,7 +182,8 @@ class Server:
             except OSError as error:
                 if error.errno == errno.ENOENT:
                     continue  # the request was interrupted before it could be read
-                self._disconnected(error)
+                if self.fd >= 0:
+                    self._disconnected(error)
                 return
             try:
                 request = Request(view[:size])
@@ -286,12 +300,11 @@ class Server:
             raise
         else:
             if request.opcode in _UNANSWERED:
+                request.answered = True
                 return
             if self._reply(request, body):
                 return
             code = 0
-        if request.opcode in _UNANSWERED:
-            return
         if code:
             self._reply_error(request, code)
         if request.granted or request.opened is not None:
@@ -301,6 +314,7 @@ class Server:
 
     def _reply(self, request: Request, body: Reply | None) -> bool:
         """Send a reply; False if it did not get through."""
+        request.answered = True
         try:
             if body is None:
                 os.write(self.fd, _HEADER(16, 0, request.unique))
@@ -317,6 +331,7 @@ class Server:
         return True
 
     def _reply_error(self, request: Request, code: int) -> None:
+        request.answered = True
         if request.opcode in _UNANSWERED:
             return
         with contextlib.suppress(OSError):  # nobody waits for it any more

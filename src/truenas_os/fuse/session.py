@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """A filesystem that is mounted and served."""
 
+import contextlib
 import errno
 import os
 from types import TracebackType
@@ -12,7 +13,8 @@ from .._threads import GRACE_CHANGE, offload
 from ..blocking.arguments import StrOrBytesPath, path_bytes
 from . import notifications
 from .datatypes import FileNameT, InodeT
-from .loops import running_loop
+from .forks import check_process
+from .loops import Loop, running_loop
 from .mounting import FuseMount, open_mount
 from .negotiation import Features
 from .operations import Operations
@@ -48,7 +50,12 @@ class Session:
         self._timeout = unmount_timeout
         self._mount: FuseMount | None = None
         self._server: Server | None = None
-        self._closed = False
+        self._loop: Loop | None = None
+        # The process that it was begun in.
+        self._pid = 0
+        # Set once it is closed; and what closing it has raised.
+        self._closing: anyio.Event | None = None
+        self._failure: BaseException | None = None
 
     # What it is like.
 
@@ -70,7 +77,18 @@ class Session:
         """What has been done so far. Raises :exc:`ValueError` before the session has begun."""
         return self._serving().stats
 
+    def check_process(self) -> None:
+        """Raise :exc:`RuntimeError` in a forked child."""
+        if self._pid:
+            check_process(self._pid)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it has been begun, and in this process."""
+        return self._pid == os.getpid()
+
     def _serving(self) -> Server:
+        self.check_process()
         if self._server is None:
             raise ValueError("this session has not begun: use async with")
         return self._server
@@ -81,8 +99,7 @@ class Session:
     # Beginning and end.
 
     async def __aenter__(self) -> Self:
-        if self._mount is not None:
-            raise RuntimeError("this session has begun already")
+        self._begin()
         self._mount = await offload(
             open_mount, self._mountpoint, self._options, late=FuseMount.close, grace=GRACE_CHANGE
         )
@@ -94,6 +111,11 @@ class Session:
             raise
         return self
 
+    def _begin(self) -> None:
+        if self._pid:
+            raise RuntimeError("this session has begun already")
+        self._pid = os.getpid()
+
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
@@ -104,6 +126,7 @@ class Session:
 
     def open(self) -> None:
         """Mount without serving yet: who looks at it waits. For a thread that may block."""
+        self._begin()
         self._mount = open_mount(self._mountpoint, self._options)
         try:
             self._mount.attach()
@@ -119,8 +142,9 @@ class Session:
 
     async def serve(self) -> None:
         """Begin to serve what is mounted, in the background; return once the kernel is content."""
+        self.check_process()
         assert self._mount is not None
-        loop = running_loop()
+        loop = self._loop = running_loop()
         server = self._server = Server(
             self._operations,
             self._mount.device,
@@ -164,23 +188,44 @@ class Session:
         """Unmount, while serving what that takes, and end the session; a second call does nothing.
 
         A mount that is in use, or a handler that does not return, is waited for until the session's
-        ``unmount_timeout`` has passed; then the connection is aborted and the mount detached.
+        ``unmount_timeout`` has passed; then the connection is aborted and the mount detached. A
+        cancelled call waits for all that, too. In a forked child, nothing is done.
         """
-        mount, server = self._mount, self._server
-        if mount is None or self._closed:
+        if self._mount is None or not self.is_ours:
             return
-        self._closed = True
-        with anyio.CancelScope(shield=True):
-            try:
-                if server is not None and mount.attached:
-                    if server.end is None:
-                        await self._unmount(mount, server)
-                    else:  # an abort leaves the mount behind
+        if self._closing is None:
+            self._closing = anyio.Event()
+            (self._loop or running_loop()).spawn(self._close)
+        await _wait_certainly(self._closing)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _close(self) -> None:
+        # A task of its own, which is cancelled only if the event loop ends; each step is made even
+        # then.
+        assert self._mount is not None and self._closing is not None
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._end(self._mount, self._server)
+        except Exception as error:
+            self._failure = error
+        finally:
+            self._closing.set()
+
+    async def _end(self, mount: FuseMount, server: Server | None) -> None:
+        try:
+            if server is not None and mount.attached:
+                if server.end is None:
+                    await self._unmount(mount, server)
+                else:  # an abort leaves the mount behind
+                    with contextlib.suppress(OSError):  # the guard will go on trying
                         await offload(mount.detach, certain=True)
-            finally:
+        finally:
+            try:
                 if server is not None:
                     server.stop(SessionEnd.CLOSED)
                     await server.finished.wait()
+            finally:
                 await offload(mount.close, certain=True)
 
     async def _unmount(self, mount: FuseMount, server: Server) -> None:
@@ -198,8 +243,9 @@ class Session:
 
     def abandon(self, unmount: bool) -> None:
         """End what nobody serves any more: close the device, then detach the mount."""
-        if self._mount is not None and not self._closed:
-            self._closed = True
+        if self._mount is not None and self._closing is None and self.is_ours:
+            self._closing = anyio.Event()
+            self._closing.set()
             self._mount.close(leave=not unmount)
 
     # What it tells the kernel.
@@ -207,8 +253,9 @@ class Session:
     async def invalidate_inode(self, inode: InodeT, attr_only: bool = False) -> None:
         """Have the kernel forget an inode's attributes, and its data unless *attr_only*.
 
-        Waits until that is done, which takes until reads of the inode are answered. That the kernel
-        does not know the inode is no error.
+        Waits until that is done, which takes until reads of the inode are answered; a handler does
+        not wait, since the kernel may wait for that very handler. That the kernel does not know the
+        inode is no error.
         """
         await self._tell(notifications.inval_inode(inode, attr_only))
 
@@ -219,30 +266,48 @@ class Session:
 
         *deleted*: the inode that the entry led to, if it was deleted: who watches the directory is
         told. *expire*: what has the entry open keeps it. Waits until that is done, which takes
-        until lookups in the directory are answered. That the kernel does not know the entry is no
-        error.
+        until lookups in the directory are answered; a handler does not wait. That the kernel does
+        not know the entry is no error.
         """
         await self._tell(notifications.inval_entry(inode_p, name, deleted, expire))
 
     async def notify_store(self, inode: InodeT, offset: int, data: bytes) -> None:
-        """Put *data* into the page cache of an inode that the kernel knows."""
+        """Put *data* into the page cache of an inode that the kernel knows.
+
+        Waits until that is done; a handler does not wait.
+        """
         await self._tell(notifications.store(inode, offset, data))
 
     async def notify_retrieve(self, inode: InodeT, offset: int, size: int) -> bytes:
-        """What the page cache has of an inode, from *offset* on; empty if it has nothing."""
-        notifier = self._serving().notifier
-        unique, found = notifier.begin_retrieval()
-        notice = notifications.retrieve(unique, inode, offset, size)
-        await offload(notifier.write, notice, False)
-        await found.answered.wait()
-        return found.data
+        """What the page cache has of an inode, from *offset* on; empty if it has nothing.
+
+        Raises :exc:`OSError` with ENOENT if the kernel does not know the inode.
+        """
+        return await self._serving().notifier.retrieve(inode, offset, size)
 
     async def _tell(self, notice: notifications.Notice) -> None:
-        await offload(self._serving().notifier.write, notice)
+        server = self._serving()
+        if server.is_asking():
+            server.notifier.post(notice)
+        else:
+            await server.notifier.tell(notice)
 
     def post(self, notice: notifications.Notice, ignore_enoent: bool = True) -> None:
         """Have a thread tell the kernel something, and do not wait."""
         self._serving().notifier.post(notice, ignore_enoent)
+
+
+async def _wait_certainly(event: anyio.Event) -> None:
+    """Wait, deaf to any cancellation until then."""
+    cancelled = None
+    while not event.is_set():
+        try:
+            with anyio.CancelScope(shield=True):
+                await event.wait()
+        except anyio.get_cancelled_exc_class() as error:
+            cancelled = error  # Task.cancel() knows no shields
+    if cancelled is not None:
+        raise cancelled
 
 
 def mount(
