@@ -130,8 +130,8 @@ class Server:
                         self._idle = anyio.Event()
                         await self._idle.wait()
         finally:
+            self.stop(SessionEnd.CLOSED)
             if self.fd >= 0:
-                self.stop(SessionEnd.CLOSED)
                 await self._destroy()
                 self.notifier.close()
 
@@ -158,7 +158,8 @@ class Server:
 
     def stop(self, end: SessionEnd) -> None:
         """Take no more requests; those that wait are not served any more."""
-        if self.end is None:
+        # A forked child has the event loop's descriptors, but they are the parent's.
+        if self.end is None and self.fd >= 0:
             self.end = end
             self._loop.unwatch()
             while self._queue:

@@ -112,6 +112,7 @@ class Session:
         return self
 
     def _begin(self) -> None:
+        self.check_process()
         if self._pid:
             raise RuntimeError("this session has begun already")
         self._pid = os.getpid()
