@@ -22,11 +22,13 @@ from ..blocking.fds import Fd
 from ..blocking.files import openat2, statx
 from ..blocking.flags import (
     AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_NO_AUTOMOUNT,
     AT_STATX_DONT_SYNC,
+    AT_SYMLINK_NOFOLLOW,
     FSCONFIG_CMD_CREATE,
     FSCONFIG_SET_FLAG,
     FSCONFIG_SET_STRING,
-    STATMOUNT_MNT_POINT,
     STATX_MNT_ID_UNIQUE,
 )
 from ..blocking.mountapi import attach, fsconfig, fsmount, fsopen
@@ -40,6 +42,8 @@ _log = logging.getLogger("truenas_os.fuse")
 
 DEVICE: Final = "/dev/fuse"
 _HELPER: Final = "fusermount3"
+# To ask the server, which may not serve, would hang.
+_LOOK: Final = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC
 # Seconds between attempts to unmount what is busy.
 _DELAY: Final = 0.05
 
@@ -65,8 +69,7 @@ class FuseMount:
 
     def look_at(self, root: Fd) -> None:
         """Take note of what mount it is, and have it guarded."""
-        # To ask the server itself, which does not serve yet, would hang.
-        found = statx(root, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID_UNIQUE)
+        found = statx(root, "", AT_EMPTY_PATH | _LOOK, STATX_MNT_ID_UNIQUE)
         self.mnt_id = found.stx_mnt_id
         self._connection = found.stx_dev_minor
         self._guard = Guard(found.stx_mnt_id, self._helper)
@@ -131,10 +134,18 @@ class FuseMount:
     def _unmount(self) -> None:
         if self._helper is None:
             return unmount(self.mnt_id)
-        with contextlib.suppress(FileNotFoundError):
-            if statmount(self.mnt_id, STATMOUNT_MNT_POINT).mnt_point is not None:
-                _run_helper(self._helper, "-u", "-q", "--", self.target)
-        return None
+        return self._help_to_unmount(self._helper)
+
+    def _help_to_unmount(self, helper: str, *how: str) -> None:
+        # It is told a path: what is there must be this mount.
+        try:
+            statmount(self.mnt_id, 0)
+            found = statx(AT_FDCWD, self.target, _LOOK, STATX_MNT_ID_UNIQUE)
+        except FileNotFoundError:
+            return
+        if found.stx_mnt_id != self.mnt_id:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), self.target)
+        _run_helper(helper, "-u", "-q", *how, "--", self.target)
 
     def abort(self) -> None:
         """End the connection, and detach the mount: whatever waits for the server fails."""
@@ -146,7 +157,7 @@ class FuseMount:
     def detach(self) -> None:
         """Take the mount out of sight, if it is still where it was attached."""
         if self._helper is not None:
-            return _run_helper(self._helper, "-u", "-q", "-z", "--", self.target)
+            return self._help_to_unmount(self._helper, "-z")
         return detach(self.mnt_id, force=True)
 
 
