@@ -112,7 +112,7 @@ class Files(fuse.Operations):
 class Client:
     """A Python program in a process of its own, whose variable ``top`` is the mount point."""
 
-    def __init__(self, session, program, *args):
+    def __init__(self, session, program, *args, stdin=None):
         self.session = session
         program = f"import errno, os, sys\ntop = sys.argv[1]\n{textwrap.dedent(program)}"
         self.process = subprocess.Popen(
@@ -120,6 +120,7 @@ class Client:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            stdin=stdin,
         )
 
     async def end(self):

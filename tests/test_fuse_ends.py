@@ -136,6 +136,59 @@ async def test_a_mount_that_is_in_use_is_detached_in_the_end(point):
 
 
 @pytest.mark.anyio
+async def test_a_mount_that_was_detached_is_served_until_nobody_uses_it(point):
+    filesystem = Files(a=b"content")
+    async with fuse.mount(filesystem, point) as session:
+        using = Client(
+            session,
+            """
+            os.chdir(top)
+            print("there", flush=True)
+            sys.stdin.readline()
+            print(open("a").read())
+            """,
+            stdin=subprocess.PIPE,
+        )
+        await run_sync(using.process.stdout.readline)
+        await anyio.run_process(["umount", "-l", point])
+        assert not is_mounted(point)
+        with anyio.move_on_after(0.1) as scope:
+            await session.wait()
+        assert scope.cancelled_caught
+        using.process.stdin.write("\n")
+        out, err = await using.end()
+        assert out == "content\n", err
+        with anyio.fail_after(AMPLE):
+            assert await session.wait() is fuse.SessionEnd.UNMOUNTED
+    assert filesystem.destroyed == 1
+
+
+@pytest.mark.anyio
+async def test_one_who_uses_a_detached_mount_does_not_keep_the_session(point):
+    filesystem = Files(a=b"content")
+    async with fuse.mount(filesystem, point, unmount_timeout=0.2) as session:
+        using = Client(session, "os.chdir(top); print(flush=True); __import__('time').sleep(60)")
+        await run_sync(using.process.stdout.readline)
+        await anyio.run_process(["umount", "-l", point])
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 4
+    assert await session.wait() in (fuse.SessionEnd.ABORTED, fuse.SessionEnd.CLOSED)
+    assert filesystem.destroyed == 1
+    using.process.kill()
+    await using.end()
+
+
+@pytest.mark.anyio
+async def test_an_end_is_waited_for_by_several(point):
+    async with fuse.mount(Files(), point) as session:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(session.aclose)
+            assert await session.wait() is fuse.SessionEnd.UNMOUNTED
+    assert not is_mounted(point)
+
+
+@pytest.mark.anyio
 async def test_a_handler_that_hangs_does_not_keep_the_session(point):
     class Hanging(Files):
         asked = False
