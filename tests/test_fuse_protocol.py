@@ -173,7 +173,7 @@ def test_no_bytes_crash_the_server(data):
 
 
 # Locks need an event loop, and are of one layout.
-LOOPLESS = sorted(set(handlers._NEEDED) | {2, 21, 42, 44})
+LOOPLESS = sorted(set(handlers._NEEDED) | {2, 17, 21, 42, 44})
 
 
 @given(st.sampled_from(LOOPLESS), st.binary(max_size=120))

@@ -52,6 +52,16 @@ async def test_a_filesystem_without_handlers_mounts_and_tells_what_it_cannot(poi
         assert session.features.protocol[0] == 7
 
 
+async def test_the_state_of_a_filesystem_that_does_not_tell_it(point):
+    async with fuse.mount(fuse.Operations(), point) as session:
+        assert (
+            await client(session, "s = os.statvfs(top); print(s.f_blocks, s.f_namemax)") == "0 255"
+        )
+    async with fuse.mount(Files(), point):
+        done = await anyio.run_process(["df", "--output=size,target", point])
+        assert done.stdout.split()[-2:] == [b"0", str(point).encode()]
+
+
 async def test_only_what_is_implemented_is_negotiated(point):
     async with fuse.mount(fuse.Operations(), point) as session:
         flags = session.features.flags

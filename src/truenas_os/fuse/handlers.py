@@ -26,6 +26,7 @@ from .datatypes import (
     FUSEError,
     RequestContext,
     SetattrFields,
+    StatvfsData,
     XAttrNameT,
 )
 from .listing import ReaddirToken
@@ -62,7 +63,6 @@ _NEEDED: Final = {
     Opcode.OPEN: "open",
     Opcode.READ: "read",
     Opcode.WRITE: "write",
-    Opcode.STATFS: "statfs",
     Opcode.RELEASE: "release",
     Opcode.FSYNC: "fsync",
     Opcode.GETXATTR: "getxattr",
@@ -110,6 +110,7 @@ class Handlers:
         self.table[Opcode.BATCH_FORGET] = self._batch_forget
         # Served in any case, since setting fuse_stacktrace is.
         self.table[Opcode.SETXATTR] = self._setxattr
+        self.table[Opcode.STATFS] = self._statfs
         if implemented(operations, "readdir") or implemented(operations, "readdirplus"):
             self.table[Opcode.READDIRPLUS] = self._readdirplus
         if implemented(operations, "setlk") or implemented(operations, "flock"):
@@ -250,7 +251,13 @@ class Handlers:
             raise FUSEError(errno.EACCES)
 
     async def _statfs(self, request: Request) -> Reply:
-        return protocol.statfs(await self._fs.statfs(_context(request)))
+        try:
+            state = await self._fs.statfs(_context(request))
+        except (FUSEError, OSError) as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            state = StatvfsData()  # programs ask before they look at anything else
+        return protocol.statfs(state)
 
     # Extended attributes.
 

@@ -82,7 +82,10 @@ class Operations:
         log_stacks()
 
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        """The state of the filesystem: :manpage:`statvfs(3)`."""
+        """The state of the filesystem: :manpage:`statvfs(3)`.
+
+        Where this is not defined, it has no blocks and no inodes, and names of 255 bytes.
+        """
         _unimplemented()
 
     # Names.
