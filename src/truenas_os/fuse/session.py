@@ -265,10 +265,10 @@ class Session:
     ) -> None:
         """Have the kernel look up an entry of the directory *inode_p* again.
 
-        *deleted*: the inode that the entry led to, if it was deleted: who watches the directory is
-        told. *expire*: what has the entry open keeps it. Waits until that is done, which takes
-        until lookups in the directory are answered; a handler does not wait. That the kernel does
-        not know the entry is no error.
+        *deleted*: the inode that the entry led to, if it was deleted: who has it open sees it
+        without links. *expire*: what has the entry open keeps it. Waits until that is done, which
+        takes until lookups in the directory are answered; a handler does not wait. That the kernel
+        does not know the entry is no error.
         """
         await self._tell(notifications.inval_entry(inode_p, name, deleted, expire))
 
