@@ -330,6 +330,11 @@ def mount(
     shows), ``ro``, ``nosuid`` and ``nodev`` (the default; ``suid`` and ``dev`` undo them),
     ``noexec``, ``noatime``, ``max_read``, ``debug`` (log every request) and so on.
 
+    If the process is killed, the mount does not stay behind: a small process that watches over each
+    session detaches it, and nothing that covers it or has taken its place. (What kills all
+    processes of a control group at once kills that one, too.) A forked child can use nothing of a
+    session; it raises :exc:`RuntimeError`.
+
     The beginning raises :exc:`ValueError` for an unknown option; :exc:`OSError` as :func:`fsopen`
     and so on: EPERM where this process must not mount and fusermount3 is not installed, ENOENT,
     ENOTDIR, EPROTO (the kernel is too old). Linux 6.8.
