@@ -205,6 +205,45 @@ async def test_a_request_tells_who_makes_it(point):
         fuse.current_request()
 
 
+@pytest.mark.parametrize("acl", [False, True])
+async def test_the_umask_is_applied_and_with_acls_the_mode_before_it_is_told(point, acl):
+    seen = []
+
+    class Asked(Files):
+        enable_acl = acl
+
+        def made(self, name, mode, ctx):
+            seen.append((oct(mode), oct(fuse.current_request().mode), oct(ctx.umask)))
+            return self.entry(self.add(name, mode=mode))
+
+        async def mknod(self, parent_inode, name, mode, rdev, ctx):
+            return self.made(name, mode, ctx)
+
+        async def mkdir(self, parent_inode, name, mode, ctx):
+            return self.made(name, stat.S_IFDIR | mode, ctx)
+
+        async def create(self, parent_inode, name, mode, flags, ctx):
+            attr = self.made(name, mode, ctx)
+            return fuse.FileInfo(fh=attr.st_ino), attr
+
+        async def getxattr(self, inode, name, ctx):
+            raise fuse.FUSEError(fuse.ENOATTR)
+
+    async with fuse.mount(Asked(), point) as session:
+        await client(
+            session,
+            """
+            os.umask(0o027)
+            os.mknod(top + "/fifo", 0o010666)
+            os.mkdir(top + "/directory", 0o777)
+            os.close(os.open(top + "/file", os.O_CREAT | os.O_WRONLY, 0o666))
+            """,
+        )
+    whole = ["0o10666", "0o777", "0o100666"] if acl else ["0o10640", "0o750", "0o100640"]
+    masked = ["0o10640", "0o40750", "0o100640"]
+    assert seen == [(mode, asked, "0o27") for mode, asked in zip(masked, whole, strict=True)]
+
+
 async def test_a_lock_that_waits_is_interrupted_and_other_handlers_are_not(point):
     class Locked(Files):
         begun = interrupted = False

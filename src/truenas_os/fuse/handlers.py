@@ -150,13 +150,13 @@ class Handlers:
     async def _mknod(self, request: Request) -> Reply:
         mode, rdev, umask = request.pop(wire.MKNOD_IN)
         ctx = RequestContext(request.uid, request.gid, request.pid, umask)
-        attr = await self._fs.mknod(request.nodeid, request.name(), mode, rdev, ctx)
+        attr = await self._fs.mknod(request.nodeid, request.name(), mode & ~umask, rdev, ctx)
         return _made(request, attr, stat.S_IFMT(mode) or stat.S_IFREG)
 
     async def _mkdir(self, request: Request) -> Reply:
         mode, umask = request.pop(wire.MKDIR_IN)
         ctx = RequestContext(request.uid, request.gid, request.pid, umask)
-        attr = await self._fs.mkdir(request.nodeid, request.name(), mode, ctx)
+        attr = await self._fs.mkdir(request.nodeid, request.name(), mode & ~umask, ctx)
         return _made(request, attr, stat.S_IFDIR)
 
     async def _symlink(self, request: Request) -> Reply:
@@ -329,12 +329,14 @@ class Handlers:
         flags, mode, umask, _ = request.pop(wire.CREATE_IN)
         name = request.name()
         ctx = RequestContext(request.uid, request.gid, request.pid, umask)
+        mode &= ~umask
         made = await self._fs.create(request.nodeid, name, mode, self._open_flags(flags), ctx)
         return _created(request, *made)
 
     async def _tmpfile(self, request: Request) -> Reply:
         flags, mode, umask, _ = request.pop(wire.CREATE_IN)
         ctx = RequestContext(request.uid, request.gid, request.pid, umask)
+        mode &= ~umask
         made = await self._fs.tmpfile(request.nodeid, mode, self._open_flags(flags), ctx)
         return _created(request, *made)
 

@@ -63,7 +63,7 @@ def wanted_flags(operations: Operations) -> InitFlag:
         (not has("opendir"), InitFlag.NO_OPENDIR_SUPPORT),
         (has("write") and operations.enable_writeback_cache, InitFlag.WRITEBACK_CACHE),
         (operations.supports_dot_lookup and has("lookup"), InitFlag.EXPORT_SUPPORT),
-        (operations.enable_acl, InitFlag.POSIX_ACL),
+        (operations.enable_acl, InitFlag.POSIX_ACL | InitFlag.DONT_MASK),
     ):
         if condition:
             flags |= flag

@@ -60,7 +60,8 @@ class Operations:
     """Whether the kernel is to enforce POSIX ACLs, which it keeps as extended attributes.
 
     Implies ``default_permissions``. It is for the filesystem to keep a file's mode and its ACL in
-    step, and to have new files inherit a directory's default ACL.
+    step, and to have new files inherit a directory's default ACL. That takes the place of the
+    umask, so for what is made ``current_request().mode`` has the mode before the umask.
     """
 
     # The session.

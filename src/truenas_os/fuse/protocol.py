@@ -71,6 +71,12 @@ _FLAGS: Final = {
     Opcode.COPY_FILE_RANGE_64: 48,
     Opcode.STATX: 16,
 }
+_MODE: Final = {
+    Opcode.MKNOD: 0,
+    Opcode.MKDIR: 0,
+    Opcode.CREATE: 4,
+    Opcode.TMPFILE: 4,
+}
 _LOCK_OWNER: Final = {
     Opcode.FLUSH: 16,
     Opcode.RELEASE: 16,
@@ -178,6 +184,15 @@ class Request:
         ``FSYNC_FDATASYNC``, locks ``LK_FLOCK``.
         """
         return self._field(_I, _FLAGS)
+
+    @property
+    def mode(self) -> int | None:
+        """The mode of what is to be made, if the request makes something.
+
+        With ``enable_acl``, that is the mode before the umask was applied, which a directory's
+        default ACL takes the place of.
+        """
+        return self._field(_I, _MODE)
 
     @property
     def lock_owner(self) -> int | None:
