@@ -378,6 +378,33 @@ async def test_extended_attributes(point):
     assert out.split("\n") == ["exists", "ENODATA", "['user.x', 'user.y'] b'3'", "['user.y']"]
 
 
+@pytest.mark.parametrize("writeback", [False, True])
+async def test_what_the_kernel_has_not_written_yet_is_not_taken_for_a_hole(point, writeback):
+    class Sparse(Files):
+        enable_writeback_cache = writeback
+        asked = 0
+
+        async def lseek(self, fh, off, whence, ctx):
+            self.asked += 1
+            size = len(self.inodes[fh][0])
+            if off >= size:
+                raise fuse.FUSEError(errno.ENXIO)
+            return off if whence == os.SEEK_DATA else size
+
+    filesystem = Sparse(a=b"")
+    async with fuse.mount(filesystem, point) as session:
+        out = await client(
+            session,
+            """
+            fd = os.open(top + "/a", os.O_RDWR)
+            os.write(fd, b"content")
+            print(os.lseek(fd, 0, os.SEEK_DATA), os.lseek(fd, 0, os.SEEK_HOLE))
+            """,
+        )
+    assert out == "0 7"
+    assert filesystem.asked == (0 if writeback else 2)
+
+
 async def test_who_polls_is_woken(point):
     class Ready(Files):
         handle = None

@@ -119,6 +119,9 @@ class Handlers:
     def agree(self, features: Features) -> None:
         """Take note of what has been negotiated."""
         self._writeback = bool(features.flags & InitFlag.WRITEBACK_CACHE)
+        if self._writeback:
+            # What the kernel has not written yet would be taken for a hole.
+            self.table.pop(Opcode.LSEEK, None)
 
     # Names.
 

@@ -305,7 +305,8 @@ class Operations:
         """The offset of the next data or hole at or after *off*, ENXIO behind the end.
 
         *whence*: ``os.SEEK_DATA`` or ``os.SEEK_HOLE``. Where this is not defined, files have no
-        holes but at their end.
+        holes but at their end. Not called with the writeback cache, since the kernel asks without
+        having written what it has gathered.
         """
         _unimplemented()
 
