@@ -101,6 +101,7 @@ class Handlers:
         self._fs = operations
         self._poll_handle = poll_handle
         self._writeback = False
+        self._setxattr_ext = False
         self.table: dict[int, Handler] = {
             opcode: getattr(self, f"_{opcode.name.lower()}")
             for opcode, needed in _NEEDED.items()
@@ -119,6 +120,7 @@ class Handlers:
     def agree(self, features: Features) -> None:
         """Take note of what has been negotiated."""
         self._writeback = bool(features.flags & InitFlag.WRITEBACK_CACHE)
+        self._setxattr_ext = bool(features.flags & InitFlag.SETXATTR_EXT)
         if self._writeback:
             # What the kernel has not written yet would be taken for a hole.
             self.table.pop(Opcode.LSEEK, None)
@@ -277,6 +279,7 @@ class Handlers:
 
     async def _setxattr(self, request: Request) -> None:
         size, flags = request.pop(wire.SETXATTR_IN)
+        extra = request.pop(wire.SETXATTR_EXT)[0] if self._setxattr_ext else 0
         name = XAttrNameT(request.parse_s())
         value = request.take(size)
         if name == _STACKTRACE and request.nodeid == wire.FUSE_ROOT_ID:
@@ -292,6 +295,16 @@ class Handlers:
         if flags & (os.XATTR_CREATE | os.XATTR_REPLACE):
             await self._check_presence(request, name, flags, ctx)
         await self._fs.setxattr(request.nodeid, name, value, ctx)
+        if extra & wire.SETXATTR_ACL_KILL_SGID:
+            await self._clear_setgid(request, ctx)
+
+    async def _clear_setgid(self, request: Request, ctx: RequestContext) -> None:
+        """Who sets an ACL is not in the file's group: as with a change of its mode."""
+        attr = await self._fs.getattr(request.nodeid, ctx)
+        if attr.st_mode & stat.S_ISGID and implemented(self._fs, "setattr"):
+            wanted = EntryAttributes(st_ino=request.nodeid, st_mode=attr.st_mode & ~stat.S_ISGID)
+            fields = SetattrFields(update_mode=True)
+            await self._fs.setattr(request.nodeid, wanted, fields, None, ctx)
 
     async def _check_presence(
         self, request: Request, name: Any, flags: int, ctx: RequestContext

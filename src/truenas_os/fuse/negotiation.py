@@ -26,6 +26,8 @@ _ALWAYS: Final = (
     | InitFlag.HAS_EXPIRE_ONLY
 )
 
+_ACL: Final = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
+
 
 class Features(NamedTuple):
     """What has been negotiated for a session."""
@@ -63,7 +65,7 @@ def wanted_flags(operations: Operations) -> InitFlag:
         (not has("opendir"), InitFlag.NO_OPENDIR_SUPPORT),
         (has("write") and operations.enable_writeback_cache, InitFlag.WRITEBACK_CACHE),
         (operations.supports_dot_lookup and has("lookup"), InitFlag.EXPORT_SUPPORT),
-        (operations.enable_acl, InitFlag.POSIX_ACL | InitFlag.DONT_MASK),
+        (operations.enable_acl, _ACL),
     ):
         if condition:
             flags |= flag

@@ -261,6 +261,8 @@ STATFS_OUT: Final = Struct("=QQQQQIII28x")
 FSYNC_IN: Final = Struct("=QI4x")
 """fh fsync_flags"""
 SETXATTR_IN: Final = Struct("=II")
+SETXATTR_EXT: Final = Struct("=II")  # what follows it if SETXATTR_EXT was negotiated
+SETXATTR_ACL_KILL_SGID: Final = 1 << 0
 """size flags; name, value"""
 GETXATTR_IN: Final = Struct("=I4x")
 """size; name, but for LISTXATTR"""
