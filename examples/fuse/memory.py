@@ -16,6 +16,7 @@ import errno
 import itertools
 import os
 import stat
+import struct
 import time
 from collections.abc import Collection, Iterator, Sequence
 
@@ -39,6 +40,8 @@ ZEROS = bytes(PAGE)
 NAME_MAX = 255
 DAY = 86400 * 10**9
 COPIED_AT_ONCE = 16 << 20
+ACL_ACCESS = XAttrNameT(b"system.posix_acl_access")
+ACL_DEFAULT = XAttrNameT(b"system.posix_acl_default")
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16
 
 
@@ -141,6 +144,38 @@ def _parts(off: int, size: int) -> Iterator[tuple[int, int, int]]:
         number, start = number + 1, 0
 
 
+class Acl:
+    """An access control list, made of the value of an extended attribute."""
+
+    USER_OBJ, GROUP_OBJ, MASK, OTHER = 1, 4, 16, 32
+
+    def __init__(self, value: bytes) -> None:
+        # Of each entry the tag, the permissions, and the id of a user or a group.
+        self.entries = [list(entry) for entry in struct.iter_unpack("<HHI", value[4:])]
+        has_mask = any(tag == self.MASK for tag, _, _ in self.entries)
+        group = self.MASK if has_mask else self.GROUP_OBJ
+        # The entries that are in step with the mode, and where they are in it.
+        self._shifts = {self.USER_OBJ: 6, group: 3, self.OTHER: 0}
+
+    @property
+    def mode(self) -> int:
+        return sum(
+            perm << self._shifts[tag] for tag, perm, _ in self.entries if tag in self._shifts
+        )
+
+    @mode.setter
+    def mode(self, mode: int) -> None:
+        for entry in self.entries:
+            if entry[0] in self._shifts:
+                entry[1] = mode >> self._shifts[entry[0]] & 7
+
+    def is_just_the_mode(self) -> bool:
+        return len(self.entries) == len(self._shifts)
+
+    def __bytes__(self) -> bytes:
+        return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in self.entries)
+
+
 class Node:
     """An inode of any kind."""
 
@@ -163,6 +198,27 @@ class Node:
         """The content was read."""
         if self.is_access_due():
             self.attr.st_atime_ns = time.time_ns()
+
+    def set_mode(self, mode: int) -> None:
+        self.attr.st_mode = stat.S_IFMT(self.attr.st_mode) | stat.S_IMODE(mode)
+        if ACL_ACCESS in self.xattrs:
+            acl = Acl(self.xattrs[ACL_ACCESS])
+            acl.mode = mode
+            self.xattrs[ACL_ACCESS] = bytes(acl)
+
+    def set_acl(self, acl: Acl) -> None:
+        self.xattrs[ACL_ACCESS] = bytes(acl)
+        self.set_mode(self.attr.st_mode & ~0o777 | acl.mode)
+        if acl.is_just_the_mode():
+            del self.xattrs[ACL_ACCESS]
+
+    def inherit(self, default: bytes, mode: int) -> None:
+        """Take over a directory's default ACL; *mode* is what was asked for, without the umask."""
+        acl = Acl(default)
+        acl.mode &= mode
+        self.set_acl(acl)
+        if stat.S_ISDIR(self.attr.st_mode):
+            self.xattrs[ACL_DEFAULT] = default
 
     def is_access_due(self) -> bool:
         """Whether the next access counts, as with the mount option ``relatime``."""
@@ -267,6 +323,8 @@ class Listing:
 class Memory(fuse.Operations):
     """The filesystem."""
 
+    enable_acl = True
+
     def __init__(self, size: int, *, writeback: bool = False) -> None:
         self.enable_writeback_cache = writeback
         self._space = Space(size // PAGE)
@@ -318,6 +376,17 @@ class Memory(fuse.Operations):
         parent.put(name, node)
         return self._looked_up(node)
 
+    def _make(self, parent: Directory, name: bytes, node: Node) -> EntryAttributes:
+        """Enter what is new."""
+        attr = self._enter(parent, name, node)
+        self._inherit(parent, node)
+        return attr
+
+    def _inherit(self, parent: Directory, node: Node) -> None:
+        mode = fuse.current_request().mode
+        if mode is not None and ACL_DEFAULT in parent.xattrs:
+            node.inherit(parent.xattrs[ACL_DEFAULT], mode)
+
     def _looked_up(self, node: Node) -> EntryAttributes:
         node.lookups += 1
         return node.attr
@@ -367,23 +436,23 @@ class Memory(fuse.Operations):
         parent = self._directory(parent_inode)
         attr = self._new(parent, mode, ctx)
         if stat.S_ISREG(mode):
-            return self._enter(parent, name, File(attr, self._space))
+            return self._make(parent, name, File(attr, self._space))
         attr.st_rdev = rdev
-        return self._enter(parent, name, Node(attr))
+        return self._make(parent, name, Node(attr))
 
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
         parent = self._directory(parent_inode)
         mode = ModeT(stat.S_IFDIR | stat.S_IMODE(mode))
-        return self._enter(parent, name, Directory(self._new(parent, mode, ctx)))
+        return self._make(parent, name, Directory(self._new(parent, mode, ctx)))
 
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         parent = self._directory(parent_inode)
         attr = self._new(parent, stat.S_IFLNK | 0o777, ctx)
-        return self._enter(parent, name, Symlink(attr, target))
+        return self._make(parent, name, Symlink(attr, target))
 
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         node = self._node(inode)
@@ -489,7 +558,7 @@ class Memory(fuse.Operations):
         if fields.update_size:
             self._file(inode).truncate(attr.st_size)
         if fields.update_mode:
-            own.st_mode = stat.S_IFMT(own.st_mode) | stat.S_IMODE(attr.st_mode)
+            node.set_mode(attr.st_mode)
         if fields.update_uid:
             own.st_uid = attr.st_uid
         if fields.update_gid:
@@ -526,10 +595,13 @@ class Memory(fuse.Operations):
     async def setxattr(
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
-        if not name.startswith((b"user.", b"trusted.", b"security.")):
-            raise FUSEError(errno.ENOTSUP)  # such as ACLs, which nobody would heed
         node = self._node(inode)
-        node.xattrs[name] = value
+        if name == ACL_ACCESS:
+            node.set_acl(Acl(value))
+        elif name == ACL_DEFAULT or name.startswith((b"user.", b"trusted.", b"security.")):
+            node.xattrs[name] = value
+        else:
+            raise FUSEError(errno.ENOTSUP)
         node.changed()
 
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
@@ -538,7 +610,7 @@ class Memory(fuse.Operations):
 
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         node = self._node(inode)
-        if node.xattrs.pop(name, None) is None:
+        if node.xattrs.pop(name, None) is None and name not in (ACL_ACCESS, ACL_DEFAULT):
             raise FUSEError(fuse.ENOATTR)
         node.changed()
 
@@ -558,15 +630,16 @@ class Memory(fuse.Operations):
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
         parent = self._directory(parent_inode)
-        file = File(self._new(parent, mode, ctx), self._space)
-        attr = self._enter(parent, name, file)
+        attr = self._make(parent, name, File(self._new(parent, mode, ctx), self._space))
         return FileInfo(fh=attr.st_ino), attr
 
     async def tmpfile(
         self, parent_inode: InodeT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        file = File(self._new(self._directory(parent_inode), mode, ctx), self._space)
+        parent = self._directory(parent_inode)
+        file = File(self._new(parent, mode, ctx), self._space)
         file.attr.st_nlink = 0
+        self._inherit(parent, file)
         self._nodes[file.attr.st_ino] = file
         return FileInfo(fh=file.attr.st_ino), self._looked_up(file)
 
