@@ -22,6 +22,7 @@ import select
 import signal
 import socket
 import stat
+import struct
 import sys
 import tempfile
 import time
@@ -1633,6 +1634,74 @@ def writing_removes_capabilities():
     with opened("file") as fd:
         os.write(fd, b"x")
     fails(errno.ENODATA, os.getxattr, "file", "security.capability")
+
+
+# Access control lists.
+
+
+def acl(*entries):
+    """The extended attribute for entries of a tag, the permissions, and an id."""
+    packed = (struct.pack("<HHI", tag, perm, number) for tag, perm, number in entries)
+    return struct.pack("<I", 2) + b"".join(packed)
+
+
+USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 1, 2, 4, 8, 16, 32
+NOBODY = 0xFFFFFFFF
+
+
+@program_of_root
+def an_acl_lets_others_in():
+    write("file", mode=0o600)
+    entries = [(USER_OBJ, 6, NOBODY), (USER, 4, ALICE), (GROUP_OBJ, 0, NOBODY)]
+    entries += [(MASK, 4, NOBODY), (OTHER, 0, NOBODY)]
+    os.setxattr("file", "system.posix_acl_access", acl(*entries))
+    assert mode_of("file") == 0o640
+    with user(ALICE):
+        assert read("file") == b"content"
+        fails(errno.EACCES, os.open, "file", os.O_WRONLY)
+    with user(BOB):
+        fails(errno.EACCES, read, "file")
+    os.chmod("file", 0o600)
+    with user(ALICE):
+        fails(errno.EACCES, read, "file")
+    assert os.getxattr("file", "system.posix_acl_access")[4 * 7 + 2] == 0  # the mask's
+
+
+@program_of_root
+def a_default_acl_takes_the_place_of_the_umask():
+    os.umask(0o077)
+    os.mkdir("d")
+    os.chmod("d", 0o777)
+    entries = [(USER_OBJ, 7, NOBODY), (USER, 7, ALICE), (GROUP_OBJ, 5, NOBODY)]
+    entries += [(MASK, 7, NOBODY), (OTHER, 1, NOBODY)]
+    os.setxattr("d", "system.posix_acl_default", acl(*entries))
+    with user(BOB):
+        write("d/file", mode=0o666)
+        os.mkdir("d/sub", 0o777)
+        os.mkfifo("d/fifo", 0o666)
+        write("outside", mode=0o666)
+        fd = os.open("d", os.O_TMPFILE | os.O_RDWR, 0o666)
+    assert (mode_of("d/file"), mode_of("d/sub"), mode_of("d/fifo")) == (0o660, 0o771, 0o660)
+    assert mode_of("outside") == 0o600
+    assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o660
+    assert os.getxattr("d/sub", "system.posix_acl_default") == acl(*entries)
+    with user(ALICE):
+        assert read("d/file") == b"content"
+        write("d/sub/x")
+    os.close(fd)
+
+
+@program_of_root
+def an_acl_set_by_who_is_not_in_the_group_clears_setgid():
+    with user(ALICE):
+        write("file")
+    os.chown("file", ALICE, STAFF)
+    os.chmod("file", 0o2755)
+    entries = [(USER_OBJ, 7, NOBODY), (USER, 4, BOB), (GROUP_OBJ, 5, NOBODY)]
+    entries += [(MASK, 7, NOBODY), (OTHER, 0, NOBODY)]
+    with user(ALICE):
+        os.setxattr("file", "system.posix_acl_access", acl(*entries))
+    assert mode_of("file") == 0o770
 
 
 # Locks.

@@ -33,12 +33,15 @@ SYSTEMS = {
 
 
 class Served:
-    """A filesystem: its name, its root directory, and a directory of another filesystem."""
+    """A filesystem: its name, its root directory, and directories of other filesystems.
 
-    def __init__(self, name: str, top: Path, elsewhere: Path) -> None:
+    What it shows, if it shows something, is the directory ``source``.
+    """
+
+    def __init__(self, name: str, places: dict[str, Path]) -> None:
         self.name = name
-        self.top = top
-        self.elsewhere = elsewhere
+        self.top, self.source, self.elsewhere = (places[n] for n in ("top", "source", "elsewhere"))
+        self.process: subprocess.Popen[bytes] | None = None
         self._control: Path | None = None
         self._posix: subprocess.Popen[str] | None = None
 
@@ -97,18 +100,18 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(name: str, base: Path) -> Iterator[Served]:
-    """The filesystem of that name, mounted below *base*."""
+def serving(name: str, base: Path, *arguments: str) -> Iterator[Served]:
+    """The filesystem of that name, mounted below *base*; *arguments* go to the example."""
     places = {place: base / place for place in ("top", "source", "elsewhere", "connections")}
     for place in places.values():
         place.mkdir()
     kernel.mount("none", places["connections"], "fusectl")
     for place in ("source", "elsewhere") if SYSTEMS[name] else ("top", "elsewhere"):
         kernel.mount("tmpfs", places[place], "tmpfs", data=b"mode=755")
-    served = Served(name, places["top"], places["elsewhere"])
+    served = Served(name, places)
     try:
         if SYSTEMS[name]:
-            with _example(SYSTEMS[name], places):
+            with _example([*SYSTEMS[name], *arguments], places) as served.process:
                 served.controlled_by(places["connections"])
                 yield served
                 served.close()
@@ -122,14 +125,14 @@ def serving(name: str, base: Path) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def _example(command: list[str], places: dict[str, Path]) -> Iterator[None]:
+def _example(command: list[str], places: dict[str, Path]) -> Iterator["subprocess.Popen[bytes]"]:
     example, *arguments = [str(places.get(word, word)) for word in command]
     arguments += [str(places["top"]), "-o", "allow_other,suid,dev"]
     program = subprocess.Popen([sys.executable, EXAMPLES / example, *arguments])
     try:
         # Not ismount(), which asks the server.
         wait_until(lambda: is_mounted(places["top"]), "the mount")
-        yield
+        yield program
         subprocess.run(["umount", places["top"]], check=True, timeout=AMPLE)
         assert program.wait(AMPLE) == 0
     finally:
