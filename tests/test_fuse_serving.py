@@ -459,6 +459,40 @@ async def test_the_caches_of_the_kernel_are_invalidated(point):
         await session.invalidate_entry(1, b"unknown")
 
 
+async def test_a_handler_has_the_kernel_forget_without_naming_its_session(point):
+    class Changing(Files):
+        enable_writeback_cache = False
+
+        def attributes(self, inode):
+            attr = super().attributes(inode)
+            attr.attr_timeout = attr.entry_timeout = 300
+            return attr
+
+        async def getxattr(self, inode, name, ctx):
+            self.inodes[2][0][:] = b"changed"
+            del self.names[b"b"]
+            fuse.invalidate_inode(2)
+            fuse.invalidate_entry_async(1, b"b", ignore_enoent=True)
+            return b"done"
+
+    async with fuse.mount(Changing(a=b"content", b=b""), point) as session:
+        out = await client(
+            session,
+            """
+            import time
+            assert open(top + "/a").read() == "content"
+            assert os.path.exists(top + "/b")
+            os.getxattr(top + "/a", "user.x")
+            while open(top + "/a").read() != "changed" or os.path.exists(top + "/b"):
+                time.sleep(0.001)
+            print("seen")
+            """,
+        )
+    assert out == "seen"
+    with pytest.raises(RuntimeError, match="init"):
+        fuse.invalidate_inode(2)
+
+
 async def test_several_sessions_have_one_loop(mount_dir):
     (mount_dir / "1").mkdir()
     (mount_dir / "2").mkdir()

@@ -13,6 +13,7 @@ import anyio
 
 from ..blocking.arguments import StrOrBytesPath
 from . import notifications
+from .current import active_session
 from .datatypes import FileNameT, InodeT
 from .operations import Operations
 from .options import default_options, parse_options
@@ -142,14 +143,23 @@ def close(unmount: bool = True) -> None:
         session.abandon(unmount)
 
 
+def _post(notice: notifications.Notice, ignore_enoent: bool = True) -> None:
+    """Tell the kernel, in the session whose handler calls this, or else in that of :func:`init`."""
+    server = active_session()
+    if server is not None:
+        server.notifier.post(notice, ignore_enoent)
+    else:
+        _initialized().post(notice, ignore_enoent)
+
+
 def invalidate_inode(inode: InodeT, attr_only: bool = False) -> None:
     """Have the kernel forget an inode's attributes, and its data unless *attr_only*, soon."""
-    _initialized().post(notifications.inval_inode(inode, attr_only))
+    _post(notifications.inval_inode(inode, attr_only))
 
 
 def invalidate_entry(inode_p: InodeT, name: FileNameT, deleted: InodeT | int = 0) -> None:
     """Have the kernel look up an entry of a directory again, soon; see the session's method."""
-    _initialized().post(notifications.inval_entry(inode_p, name, deleted))
+    _post(notifications.inval_entry(inode_p, name, deleted))
 
 
 def invalidate_entry_async(
@@ -159,9 +169,9 @@ def invalidate_entry_async(
     ignore_enoent: bool = False,
 ) -> None:
     """The same; that the kernel does not know the entry is logged unless *ignore_enoent*."""
-    _initialized().post(notifications.inval_entry(inode_p, name, deleted), ignore_enoent)
+    _post(notifications.inval_entry(inode_p, name, deleted), ignore_enoent)
 
 
 def notify_store(inode: InodeT, offset: int, data: bytes) -> None:
     """Put *data* into the page cache of an inode, soon."""
-    _initialized().post(notifications.store(inode, offset, data))
+    _post(notifications.store(inode, offset, data))
