@@ -53,6 +53,7 @@ def made(**fields):
         ("STATFS_OUT", 80),
         ("FSYNC_IN", 16),
         ("SETXATTR_IN", 8),
+        ("SETXATTR_EXT", 8),
         ("GETXATTR_IN", 8),
         ("GETXATTR_OUT", 8),
         ("LK_IN", 48),
@@ -77,6 +78,7 @@ def made(**fields):
         ("INVAL_ENTRY_OUT", 16),
         ("DELETE_OUT", 24),
         ("STORE_OUT", 24),
+        ("PRUNE_OUT", 16),
         ("RETRIEVE_OUT", 32),
     ],
 )

@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import stat
+import subprocess
 
 import anyio
 import pytest
@@ -457,6 +458,29 @@ async def test_the_caches_of_the_kernel_are_invalidated(point):
         await session.invalidate_entry(1, b"a")
         assert await error_of(session, "open(top + '/a')") == "ENOENT"
         await session.invalidate_entry(1, b"unknown")
+
+
+async def test_the_kernel_forgets_inodes_that_nobody_uses(point):
+    filesystem = Files(**dict.fromkeys("abc", b"content"))
+    async with fuse.mount(filesystem, point) as session:
+        if session.features.protocol < (7, 45):
+            pytest.skip("needs Linux 6.18")
+        using = Client(
+            session,
+            """
+            file = open(top + "/a")
+            os.listdir(top)
+            print("open", flush=True)
+            sys.stdin.read()
+            """,
+            stdin=subprocess.PIPE,
+        )
+        await anyio.to_thread.run_sync(using.process.stdout.readline)
+        assert all(filesystem.lookups.values())
+        await session.prune_inodes([2, 3, 4, 5])
+        await until(lambda: not (filesystem.lookups[3] or filesystem.lookups[4]), "the end")
+        assert filesystem.lookups[2]
+        await using.end()
 
 
 async def test_a_handler_has_the_kernel_forget_without_naming_its_session(point):

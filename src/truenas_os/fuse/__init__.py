@@ -48,6 +48,7 @@ from .program import (
     invalidate_inode,
     main,
     notify_store,
+    prune_inodes,
     terminate,
 )
 from .protocol import Request
@@ -97,6 +98,7 @@ __all__ = [
     "mount",
     "notify_store",
     "protocol",
+    "prune_inodes",
     "readdir_reply",
     "setxattr",
     "syncfs",

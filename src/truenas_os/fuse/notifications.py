@@ -9,6 +9,7 @@ import errno
 import itertools
 import logging
 import os
+import struct
 import threading
 from collections.abc import Sequence
 from queue import SimpleQueue
@@ -62,6 +63,12 @@ def store(inode: int, offset: int, data: bytes) -> Notice:
 def retrieve(unique: int, inode: int, offset: int, size: int) -> Notice:
     """Ask for data of the page cache."""
     return _notice(NotifyCode.RETRIEVE, wire.RETRIEVE_OUT.pack(unique, inode, offset, size))
+
+
+def prune(inodes: Sequence[int]) -> Notice:
+    """Inodes are not needed any more, unless they are in use."""
+    packed = struct.pack(f"={len(inodes)}Q", *inodes)
+    return _notice(NotifyCode.PRUNE, wire.PRUNE_OUT.pack(len(inodes)), packed)
 
 
 def poll(kh: int) -> Notice:

@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -175,3 +175,8 @@ def invalidate_entry_async(
 def notify_store(inode: InodeT, offset: int, data: bytes) -> None:
     """Put *data* into the page cache of an inode, soon."""
     _post(notifications.store(inode, offset, data))
+
+
+def prune_inodes(inodes: Sequence[InodeT]) -> None:
+    """Have the kernel forget inodes that nobody uses, soon. Linux 6.18; before, it is logged."""
+    _post(notifications.prune(inodes))

@@ -4,6 +4,7 @@
 import contextlib
 import errno
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -271,6 +272,13 @@ class Session:
         does not know the entry is no error.
         """
         await self._tell(notifications.inval_entry(inode_p, name, deleted, expire))
+
+    async def prune_inodes(self, inodes: Sequence[InodeT]) -> None:
+        """Have the kernel forget inodes that nobody uses, and their names; others stay known.
+
+        Raises :exc:`OSError` with EINVAL if the kernel is too old. Linux 6.18.
+        """
+        await self._tell(notifications.prune(inodes))
 
     async def notify_store(self, inode: InodeT, offset: int, data: bytes) -> None:
         """Put *data* into the page cache of an inode that the kernel knows.

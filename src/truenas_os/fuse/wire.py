@@ -323,6 +323,7 @@ INVAL_ENTRY_OUT: Final = Struct("=QII")
 DELETE_OUT: Final = Struct("=QQI4x")
 """parent child namelen; name"""
 STORE_OUT: Final = Struct("=QQI4x")
+PRUNE_OUT: Final = Struct("=I12x")
 """nodeid offset size; data"""
 RETRIEVE_OUT: Final = Struct("=QQQI4x")
 """notify_unique nodeid offset size"""
