@@ -6,7 +6,8 @@ Usage: passthrough.py SOURCE MOUNTPOINT. Ctrl-C or umount end it.
 
 For each inode that the kernel knows there is a descriptor, opened with O_PATH: no path is ever
 looked up again, so whoever renames directories or puts symlinks in their places, in the source,
-leads nobody astray. As root, what is made belongs to who makes it.
+leads nobody astray. If there are too many, the kernel is asked to forget some. As root, what is
+made belongs to who makes it.
 
 The system calls are made on the event loop, since a local filesystem answers most of them sooner
 than a thread would; those that may take their time go to threads.
@@ -96,6 +97,9 @@ class Passthrough(fuse.Operations):
         self._nodes: dict[int, Node] = {fuse.ROOT_INODE: root}
         self._by_key = {root.key: root}
         self._listings: dict[int, list[str]] = {}
+        # How many inodes the kernel may know; the other descriptors are for open files.
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._added = 0
 
     # What inodes there are.
 
@@ -118,9 +122,27 @@ class Passthrough(fuse.Operations):
         number = status.st_ino if is_unique else next(self._numbers)
         node = Node(InodeT(number), fd, key)
         self._nodes[number] = self._by_key[key] = node
+        self._added += 1
+        if len(self._nodes) > self._most and self._added >= self._most // 16:
+            self._make_room()
         return node
 
-    def _found(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+    def _make_room(self) -> None:
+        """Have the kernel forget what it has known longest, unless it is in use."""
+        self._added = 0
+        oldest = list(itertools.islice(self._nodes.values(), self._most // 8))
+        for node in oldest:
+            self._nodes[node.inode] = self._nodes.pop(node.inode)
+        fuse.prune_inodes([node.inode for node in oldest])
+
+    async def _wait_for_room(self) -> None:
+        """Let the kernel keep pace: it forgets in its own time."""
+        if len(self._nodes) > self._most * 3 // 2:
+            with anyio.move_on_after(1):
+                while len(self._nodes) > self._most:
+                    await anyio.sleep(0.001)
+
+    def _found(self, parent: Node, name: FileNameT) -> tuple[Node, os.stat_result]:
         status = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
         node = self._by_key.get((status.st_dev, status.st_ino))
         if node is None:
@@ -129,7 +151,7 @@ class Passthrough(fuse.Operations):
             status = os.stat(node.fd)
         return node, status
 
-    def _looked_up(self, parent: Node, name: bytes) -> EntryAttributes:
+    def _looked_up(self, parent: Node, name: FileNameT) -> EntryAttributes:
         node, status = self._found(parent, name)
         node.lookups += 1
         return self._attributes(node.inode, status)
@@ -183,6 +205,7 @@ class Passthrough(fuse.Operations):
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
+        await self._wait_for_room()
         return self._looked_up(self._node(parent_inode), name)
 
     async def mknod(
@@ -421,6 +444,7 @@ class Passthrough(fuse.Operations):
         return FileHandleT(fd)
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: fuse.ReaddirToken) -> None:
+        await self._wait_for_room()
         if start_id == 0 or fh not in self._listings:
             self._listings[fh] = [".", "..", *os.listdir(fh)]
         directory = self._node(fuse.current_request().nodeid)
@@ -510,7 +534,7 @@ def main() -> None:
         help="seconds after which changes of the source itself are seen at the latest (default: 1)",
     )
     args = parser.parse_args()
-    # A descriptor for each inode that the kernel knows.
+    # The more descriptors, the more inodes the kernel can know.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # Keep the capabilities of root, such as to make files in any directory, when acting for others.
