@@ -100,8 +100,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(name: str, base: Path, *arguments: str) -> Iterator[Served]:
-    """The filesystem of that name, mounted below *base*; *arguments* go to the example."""
+def serving(name: str, base: Path, *arguments: str, files: int = 4096) -> Iterator[Served]:
+    """The filesystem of that name, mounted below *base*; *arguments* go to the example.
+
+    *files*: how many files its process may have open.
+    """
     places = {place: base / place for place in ("top", "source", "elsewhere", "connections")}
     for place in places.values():
         place.mkdir()
@@ -111,7 +114,7 @@ def serving(name: str, base: Path, *arguments: str) -> Iterator[Served]:
     served = Served(name, places)
     try:
         if SYSTEMS[name]:
-            with _example([*SYSTEMS[name], *arguments], places) as served.process:
+            with _example([*SYSTEMS[name], *arguments], places, files) as served.process:
                 served.controlled_by(places["connections"])
                 yield served
                 served.close()
@@ -125,10 +128,13 @@ def serving(name: str, base: Path, *arguments: str) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def _example(command: list[str], places: dict[str, Path]) -> Iterator["subprocess.Popen[bytes]"]:
+def _example(
+    command: list[str], places: dict[str, Path], files: int
+) -> Iterator["subprocess.Popen[bytes]"]:
     example, *arguments = [str(places.get(word, word)) for word in command]
     arguments += [str(places["top"]), "-o", "allow_other,suid,dev"]
-    program = subprocess.Popen([sys.executable, EXAMPLES / example, *arguments])
+    limited = ["sh", "-c", 'ulimit -n "$0" && exec "$@"', str(files)]
+    program = subprocess.Popen([*limited, sys.executable, EXAMPLES / example, *arguments])
     try:
         # Not ismount(), which asks the server.
         wait_until(lambda: is_mounted(places["top"]), "the mount")

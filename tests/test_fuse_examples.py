@@ -2,6 +2,7 @@
 """The example filesystems do what POSIX and Linux promise, as a native tmpfs does."""
 
 import os
+import re
 import textwrap
 from pathlib import Path
 
@@ -180,3 +181,26 @@ def test_what_the_kernel_has_forgotten_is_not_held_open(mirror):
     assert int(out) >= before + 1000
     client(mirror, drop)
     wait_until(lambda: len(os.listdir(fds)) <= before, "the old number of descriptors")
+
+
+@pytest.mark.skipif(
+    tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (6, 18), reason="Linux 6.18"
+)
+def test_there_may_be_more_files_than_descriptors(tmp_path):
+    with serving("passthrough", tmp_path, files=1024) as served:
+        out = client(
+            served,
+            """
+            paths = [f"{top}/{n // 50}/file-{n}" for n in range(3000)]
+            for n, path in enumerate(paths):
+                if n % 50 == 0:
+                    os.mkdir(os.path.dirname(path))
+                with open(path, "w") as file:
+                    file.write(path)
+            assert len([name for n in range(60) for name in os.listdir(f"{top}/{n}")]) == 3000
+            assert all(open(path).read() == path for path in paths)
+            print("read")
+            """,
+        )
+        assert out == "read"
+        assert len(os.listdir(f"/proc/{served.process.pid}/fd")) < 1024
