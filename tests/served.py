@@ -2,7 +2,7 @@
 """The example filesystems, each served by a process of its own, and programs that use them.
 
 A thread that touches a filesystem whose server does not answer cannot even be killed. So what uses
-one is always a third process, with a timeout, after which the connection is aborted.
+one is always a third process, with a timeout, after which the server is killed.
 """
 
 import contextlib
@@ -42,13 +42,7 @@ class Served:
         self.name = name
         self.top, self.source, self.elsewhere = (places[n] for n in ("top", "source", "elsewhere"))
         self.process: subprocess.Popen[bytes] | None = None
-        self._control: Path | None = None
         self._posix: subprocess.Popen[str] | None = None
-
-    def controlled_by(self, connections: Path) -> None:
-        """It is served, and can be aborted through fusectl."""
-        (line,) = [m for m in kernel.mountinfo() if m.mount_point == str(self.top)]
-        self._control = connections / str(line.minor) / "abort"
 
     def run(self, *command: Any, timeout: float = AMPLE) -> str:
         """Run a Python program that uses the filesystem; what it has printed."""
@@ -90,9 +84,9 @@ class Served:
         assert not complaint, complaint
 
     def _abort(self) -> None:
-        if self._control is not None:
-            with contextlib.suppress(OSError):
-                self._control.write_text("1")
+        """Fail whatever waits for the server: its end closes /dev/fuse."""
+        if self.process is not None:
+            self.process.kill()
 
     def close(self) -> None:
         if self._posix is not None:
@@ -105,17 +99,15 @@ def serving(name: str, base: Path, *arguments: str, files: int = 4096) -> Iterat
 
     *files*: how many files its process may have open.
     """
-    places = {place: base / place for place in ("top", "source", "elsewhere", "connections")}
+    places = {place: base / place for place in ("top", "source", "elsewhere")}
     for place in places.values():
         place.mkdir()
-    kernel.mount("none", places["connections"], "fusectl")
     for place in ("source", "elsewhere") if SYSTEMS[name] else ("top", "elsewhere"):
         kernel.mount("tmpfs", places[place], "tmpfs", data=b"mode=755")
     served = Served(name, places)
     try:
         if SYSTEMS[name]:
             with _example([*SYSTEMS[name], *arguments], places, files) as served.process:
-                served.controlled_by(places["connections"])
                 yield served
                 served.close()
         else:
