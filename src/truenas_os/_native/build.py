@@ -20,6 +20,7 @@ TOPICS = (
     "attributes",
     "access",
     "walker",
+    "fuse",
 )
 # What has no face of its own: the walker's parts.
 PARTS = ("walk_entries", "walk_frames", "walk_producer")
@@ -70,6 +71,7 @@ SYSCALLS = (
     "setxattrat",
     "statmount",
     "statx",
+    "syncfs",
     "umount2",
     "unlinkat",
     "waitid",

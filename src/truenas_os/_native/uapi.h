@@ -50,6 +50,7 @@
 #define TOS_SYS_renameat2 SYS_renameat2
 #define TOS_SYS_setxattr SYS_setxattr
 #define TOS_SYS_statx SYS_statx
+#define TOS_SYS_syncfs SYS_syncfs
 #define TOS_SYS_umount2 SYS_umount2
 #define TOS_SYS_unlinkat SYS_unlinkat
 #define TOS_SYS_waitid SYS_waitid

@@ -25,7 +25,7 @@ from .flags import (
     UMOUNT_NOFOLLOW,
 )
 from .mountapi import umount2
-from .mounts import listmount, open_long, open_mount_by_id, statmount, statmounts
+from .mounts import listmount, open_long, statmount, statmounts
 from .trees import mount_tree
 
 # Looking for what is mounted is not to ask a server, nor to mount anything.
@@ -174,12 +174,7 @@ def _is_renamed(error: OSError) -> bool:
 
 def _unmount_at(point: str, mnt_id: int, force: bool) -> bool:
     """Unmount the mount if it is found at *point*; False if it has been used or moved meanwhile."""
-    directory, _, name = point.rpartition("/")
-    name = name or "."
-    with open_long(directory) as parent:
-        found = statx(parent, name, _LOOK, STATX_MNT_ID_UNIQUE)
-        if found.stx_mnt_id != mnt_id:
-            raise _failed(errno.EBUSY, mnt_id, point, f"mount {found.stx_mnt_id} covers it")
+    with _parent_of(point, mnt_id) as (parent, name):
         path = _path_of(parent, name) or point
         if force and point != "/":  # to unmount the root by force would make it read-only
             umount2(path, UMOUNT_NOFOLLOW | MNT_FORCE)  # MNT_EXPIRE does not go with it
@@ -197,16 +192,29 @@ def _expire(path: str) -> bool:
     return True
 
 
-def detach(mnt_id: int) -> None:
-    """Detach the mount with that unique id and all below it; nothing, if it is gone already."""
+def detach(mnt_id: int, *, force: bool = False) -> None:
+    """Detach the mount with that unique id and all below it; nothing, if it is gone already.
+
+    No server is asked. With *force*, what waits for one fails.
+    """
     point = _mount_point(mnt_id)
     if point is None:
         return
-    with open_mount_by_id(mnt_id, os.O_PATH) as root:
-        if path := _path_of(root):
-            umount2(path, MNT_DETACH)
-        else:
-            umount2(point, MNT_DETACH | UMOUNT_NOFOLLOW)
+    with _parent_of(point, mnt_id) as (parent, name):
+        flags = MNT_DETACH | UMOUNT_NOFOLLOW | (MNT_FORCE if force else 0)
+        umount2(_path_of(parent, name) or point, flags)
+
+
+@contextlib.contextmanager
+def _parent_of(point: str, mnt_id: int) -> Iterator[tuple[Fd, str]]:
+    """The directory that holds a mount point, and its name. EBUSY if another mount is there."""
+    directory, _, name = point.rpartition("/")
+    name = name or "."
+    with open_long(directory) as parent:
+        found = statx(parent, name, _LOOK, STATX_MNT_ID_UNIQUE)
+        if found.stx_mnt_id != mnt_id:
+            raise _failed(errno.EBUSY, mnt_id, point, f"mount {found.stx_mnt_id} covers it")
+        yield parent, name
 
 
 def _path_of(fd: Fd, *names: str) -> str | None:

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""What a handler is given to list a directory with."""
+
+from .datatypes import EntryAttributes, FileNameT
+from .protocol import Readdir
+
+
+class ReaddirToken:
+    """The reply to a request for entries of a directory, for :func:`readdir_reply` to fill."""
+
+    __slots__ = ("_add", "_closed", "granted", "reply")
+
+    def __init__(self, size: int, plus: bool) -> None:
+        self.reply: Readdir = Readdir(size)
+        self._add = self.reply.try_add_plus if plus else self._add_plain
+        self._closed = False
+        self.granted: list[tuple[int, int]] = []
+
+    def _add_plain(self, attr: EntryAttributes, off: int, name: bytes) -> bool:
+        return self.reply.try_add(attr.st_ino, off, attr.st_mode, name)
+
+    def add(self, name: bytes, attr: EntryAttributes, next_id: int) -> bool:
+        """See :func:`readdir_reply`."""
+        if self._closed:
+            raise ValueError("this token's handler has returned")
+        if not attr.st_ino:
+            raise ValueError(f"the entry {name!r} has no inode")
+        if not self._add(attr, next_id, name):
+            return False
+        if name not in (b".", b".."):
+            self.granted.append((attr.st_ino, 1))
+        return True
+
+    def close(self) -> None:
+        """The handler has returned: nothing more is to be added."""
+        self._closed = True
+
+
+def readdir_reply(
+    token: ReaddirToken, name: FileNameT, attr: EntryAttributes, next_id: int
+) -> bool:
+    """Add an entry to what ``readdir`` lists; False if there is no room, and the handler returns.
+
+    *next_id*, from 1 on, is what ``readdir`` gets as its ``start_id`` to go on behind this entry.
+    If the result is True, the lookup count of the inode is one more, but for ``.`` and ``..``.
+
+    Raises :exc:`ValueError` for a name or an id that the kernel would refuse, and for a token whose
+    handler has returned.
+    """
+    return token.add(name, attr, next_id)

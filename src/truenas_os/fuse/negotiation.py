@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""What a filesystem and the kernel agree on at the beginning of a connection."""
+
+from typing import Final, NamedTuple
+
+from . import wire
+from .operations import Operations
+from .protocol import ProtocolError, Request
+from .wire import InitFlag
+
+MAX_WRITE: Final = 1 << 20
+"""Bytes that a request carries at most."""
+_BACKGROUND: Final = 64
+
+# What costs a filesystem nothing.
+_ALWAYS: Final = (
+    InitFlag.ASYNC_READ
+    | InitFlag.BIG_WRITES
+    | InitFlag.AUTO_INVAL_DATA
+    | InitFlag.ASYNC_DIO
+    | InitFlag.PARALLEL_DIROPS
+    | InitFlag.ABORT_ERROR
+    | InitFlag.MAX_PAGES
+    | InitFlag.HAS_IOCTL_DIR
+    | InitFlag.INIT_EXT
+    | InitFlag.HAS_EXPIRE_ONLY
+)
+
+_ACL: Final = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
+
+
+class Features(NamedTuple):
+    """What has been negotiated for a session."""
+
+    protocol: tuple[int, int]
+    """The version of the kernel protocol."""
+    flags: InitFlag
+    """What both sides do."""
+    max_write: int
+    """The most bytes that a request carries."""
+    max_readahead: int
+    """The most bytes that are read ahead."""
+    max_background: int
+    """The most requests that the kernel has under way for nobody in particular."""
+
+
+def implemented(operations: Operations, name: str) -> bool:
+    """Whether a filesystem has a handler of its own."""
+    own = getattr(operations, name, None)
+    return own is not None and getattr(own, "__func__", own) is not getattr(Operations, name)
+
+
+def wanted_flags(operations: Operations) -> InitFlag:
+    """What a filesystem with these handlers can do."""
+
+    def has(*names: str) -> bool:
+        return all(implemented(operations, name) for name in names)
+
+    flags: InitFlag = _ALWAYS
+    for condition, flag in (
+        (has("getlk", "setlk"), InitFlag.POSIX_LOCKS),
+        (has("flock"), InitFlag.FLOCK_LOCKS),
+        (has("readdir") or has("readdirplus"), InitFlag.DO_READDIRPLUS),
+        (not has("open"), InitFlag.NO_OPEN_SUPPORT),
+        (not has("opendir"), InitFlag.NO_OPENDIR_SUPPORT),
+        (has("write") and operations.enable_writeback_cache, InitFlag.WRITEBACK_CACHE),
+        (operations.supports_dot_lookup and has("lookup"), InitFlag.EXPORT_SUPPORT),
+        (operations.enable_acl, _ACL),
+    ):
+        if condition:
+            flags |= flag
+    return flags
+
+
+def negotiate(request: Request, operations: Operations) -> tuple[Features | None, bytes]:
+    """What has been agreed on by the INIT *request*, and the reply to it.
+
+    The features are None if the kernel has a later major version: it will ask again. Raises
+    :exc:`ProtocolError` if the kernel's version is too old.
+    """
+    major, minor = request.read(wire.INIT_IN_SHORT)[:2]
+    if major > wire.FUSE_KERNEL_VERSION:
+        return None, _reply(0, 0, 0, 0)
+    if (major, minor) < (wire.FUSE_KERNEL_VERSION, wire.OLDEST_MINOR):
+        raise ProtocolError(
+            f"the kernel speaks version {major}.{minor} of the FUSE protocol, "
+            f"{wire.FUSE_KERNEL_VERSION}.{wire.OLDEST_MINOR} (Linux 5.10) is needed"
+        )
+    offered = 0
+    if len(request.body) >= wire.INIT_IN.size:
+        *_, readahead, low, high = request.read(wire.INIT_IN)
+        offered = low | (high << 32 if low & InitFlag.INIT_EXT else 0)
+    else:
+        *_, readahead, offered = request.read(wire.INIT_IN_SHORT)
+    flags = wanted_flags(operations) & InitFlag(offered)
+    max_write = MAX_WRITE if flags & InitFlag.MAX_PAGES else 32 * wire.PAGE
+    version = min(minor, wire.FUSE_KERNEL_MINOR_VERSION)
+    features = Features((7, version), flags, max_write, readahead, _BACKGROUND)
+    return features, _reply(version, readahead, flags, max_write)
+
+
+def _reply(minor: int, readahead: int, flags: int, max_write: int) -> bytes:
+    return wire.INIT_OUT.pack(
+        wire.FUSE_KERNEL_VERSION,
+        minor,
+        readahead,
+        flags & 0xFFFFFFFF,
+        _BACKGROUND,
+        _BACKGROUND * 3 // 4,
+        max_write,
+        1,  # times have a granularity of a nanosecond
+        max_write // wire.PAGE,
+        0,
+        flags >> 32,
+        0,
+        0,
+    )

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""A process that is one filesystem: init, main, terminate, close, as asyncio bindings have them."""
+
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import anyio
+
+from ..blocking.arguments import StrOrBytesPath
+from . import notifications
+from .current import active_session
+from .datatypes import FileNameT, InodeT
+from .operations import Operations
+from .options import default_options, parse_options
+from .session import MAX_TASKS, Session
+
+_log = logging.getLogger("truenas_os.fuse")
+
+trio_token: Any = None
+"""The token of the trio run in which :func:`main` serves, else None."""
+
+_session: Session | None = None
+_stop: anyio.Event | None = None
+
+
+def init(
+    ops: Operations,
+    mountpoint: StrOrBytesPath,
+    options: Collection[str] = default_options,
+) -> None:
+    """Mount *ops* at *mountpoint*, for :func:`main` to serve; until then, who looks at it waits.
+
+    *options* are texts such as ``"fsname=hello"``; see :func:`mount` for their names. Raises
+    :exc:`RuntimeError` if this process has a filesystem of that kind already, and as
+    :func:`mount`.
+    """
+    global _session
+    if _session is not None and _session.is_ours:
+        raise RuntimeError("a filesystem is mounted already: close() comes first")
+    session = Session(ops, mountpoint, parse_options(options))
+    session.open()
+    _session = session
+
+
+def _initialized() -> Session:
+    if _session is None:
+        raise RuntimeError("init() comes first")
+    _session.check_process()
+    return _session
+
+
+async def main(min_tasks: int = 1, max_tasks: int = MAX_TASKS) -> None:
+    """Serve until the filesystem is unmounted, :func:`terminate` is called, or a signal comes.
+
+    At most *max_tasks* handlers are under way at once; *min_tasks* has no effect. What ends here
+    unmounts the filesystem while it still serves, so that nothing that was written is lost. In the
+    main thread, SIGINT and SIGTERM end it, unless they have handlers of the program's own.
+    """
+    global _stop, trio_token
+    session = _initialized()
+    session.set_max_tasks(max_tasks)
+    stop = _stop = anyio.Event()
+    trio_token = _current_trio_token()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_watch_signals, stop)
+            try:
+                await session.serve()
+                tasks.start_soon(_wait_for, session, stop)
+                await stop.wait()
+            finally:
+                await session.aclose()
+            tasks.cancel_scope.cancel()
+        await session.wait()
+    finally:
+        _stop = trio_token = None
+
+
+async def _wait_for(session: Session, stop: anyio.Event) -> None:
+    with contextlib.suppress(OSError):  # which main() itself will raise
+        await session.wait()
+    stop.set()
+
+
+def _current_trio_token() -> Any:
+    lowlevel: Any = getattr(sys.modules.get("trio"), "lowlevel", None)
+    in_trio = lowlevel is not None and lowlevel.in_trio_task()
+    return lowlevel.current_trio_token() if in_trio else None
+
+
+async def _watch_signals(stop: anyio.Event) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    with _signals_to_handle() as signals:
+        if signals:
+            with anyio.open_signal_receiver(*signals) as received:
+                async for number in received:
+                    _log.info("ending because of %s", signal.Signals(number).name)
+                    stop.set()
+                    return
+
+
+@contextlib.contextmanager
+def _signals_to_handle() -> Iterator[list[signal.Signals]]:
+    """Those that end the process or the event loop, whose handlers are restored afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = [number for number, handler in before.items() if _is_default(handler)]
+    try:
+        yield ours
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _is_default(handler: Any) -> bool:
+    if handler in (signal.SIG_DFL, signal.default_int_handler):
+        return True
+    function = getattr(handler, "func", handler)
+    return str(getattr(function, "__module__", "")).partition(".")[0] in ("asyncio", "trio")
+
+
+def terminate() -> None:
+    """Have :func:`main` end: it unmounts the filesystem and returns. Nothing if it does not run."""
+    if _stop is not None:
+        _initialized()
+        _stop.set()
+
+
+def close(unmount: bool = True) -> None:
+    """Clean up what :func:`init` has begun, after :func:`main`; a second call does nothing.
+
+    If the filesystem is still mounted it is detached, unless *unmount* is False: then all who use
+    it get ENOTCONN. In a forked child, the filesystem stays as it is.
+    """
+    global _session
+    session, _session = _session, None
+    if session is not None:
+        session.abandon(unmount)
+
+
+def _post(notice: notifications.Notice, ignore_enoent: bool = True) -> None:
+    """Tell the kernel, in the session whose handler calls this, or else in that of :func:`init`."""
+    server = active_session()
+    if server is not None:
+        server.notifier.post(notice, ignore_enoent)
+    else:
+        _initialized().post(notice, ignore_enoent)
+
+
+def invalidate_inode(inode: InodeT, attr_only: bool = False) -> None:
+    """Have the kernel forget an inode's attributes, and its data unless *attr_only*, soon."""
+    _post(notifications.inval_inode(inode, attr_only))
+
+
+def invalidate_entry(inode_p: InodeT, name: FileNameT, deleted: InodeT | int = 0) -> None:
+    """Have the kernel look up an entry of a directory again, soon; see the session's method."""
+    _post(notifications.inval_entry(inode_p, name, deleted))
+
+
+def invalidate_entry_async(
+    inode_p: InodeT,
+    name: FileNameT,
+    deleted: InodeT | int = 0,
+    ignore_enoent: bool = False,
+) -> None:
+    """The same; that the kernel does not know the entry is logged unless *ignore_enoent*."""
+    _post(notifications.inval_entry(inode_p, name, deleted), ignore_enoent)
+
+
+def notify_store(inode: InodeT, offset: int, data: bytes) -> None:
+    """Put *data* into the page cache of an inode, soon."""
+    _post(notifications.store(inode, offset, data))
+
+
+def prune_inodes(inodes: Sequence[InodeT]) -> None:
+    """Have the kernel forget inodes that nobody uses, soon. Linux 6.18; before, it is logged."""
+    _post(notifications.prune(inodes))

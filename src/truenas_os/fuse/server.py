@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""Serving /dev/fuse: requests in, handlers started, replies out."""
+
+import contextlib
+import enum
+import errno
+import functools
+import logging
+import os
+from collections import deque
+from time import perf_counter
+from typing import Final, NamedTuple
+
+import anyio
+
+from . import protocol, wire
+from .current import serving
+from .datatypes import FUSEError
+from .forks import own
+from .handlers import ABSENT, Handler, Handlers, Reply
+from .loops import Loop
+from .negotiation import MAX_WRITE, Features, negotiate
+from .notifications import Notifier, PollHandle
+from .operations import Operations
+from .protocol import ProtocolError, Request
+from .wire import Opcode
+
+_log = logging.getLogger("truenas_os.fuse")
+
+# What is taken from the kernel at most before other tasks of the event loop run.
+_REQUESTS_AT_ONCE: Final = 64
+_SECONDS_AT_ONCE: Final = 0.001
+# A reply of so many bytes is copied behind its header rather than gathered by the kernel.
+_SMALL: Final = 4096
+_HEADER: Final = wire.OUT_HEADER.pack
+
+_UNANSWERED: Final = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET))
+# What takes no slot of max_tasks: what must not wait, and what may wait for long.
+_SLOTLESS: Final = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.SETLKW))
+
+
+class SessionEnd(enum.Enum):
+    """How a session has ended."""
+
+    UNMOUNTED = "unmounted"
+    """The filesystem is mounted nowhere any more."""
+    ABORTED = "aborted"
+    """The connection was aborted, through fusectl or with ``umount -f``."""
+    CLOSED = "closed"
+    """This process has stopped serving."""
+    FAILED = "failed"
+    """/dev/fuse has failed, or the kernel's protocol is too old."""
+
+
+class SessionStats(NamedTuple):
+    """What a session has done."""
+
+    requests: dict[str, int]
+    """How many requests there were, by the name of the operation code."""
+    active: int
+    """How many handlers are under way."""
+    queued: int
+    """How many requests wait because ``max_tasks`` handlers are under way."""
+
+
+class Server:
+    """A connection with the kernel, served by handlers on an event loop."""
+
+    def __init__(
+        self,
+        operations: Operations,
+        fd: int,
+        loop: Loop,
+        *,
+        max_tasks: int,
+        grace: float,
+        debug: bool = False,
+    ) -> None:
+        self.fd: int = fd
+        self.features: Features | None = None
+        self.end: SessionEnd | None = None
+        self.error: BaseException | None = None
+        self.ready: anyio.Event = anyio.Event()
+        self.ended: anyio.Event = anyio.Event()
+        self.finished: anyio.Event = anyio.Event()
+        self.notifier: Notifier = Notifier(fd)
+        self._operations = operations
+        self._handlers = Handlers(operations, functools.partial(PollHandle, self.notifier))
+        self._table = self._handlers.table
+        self._loop = loop
+        self._max_tasks = max_tasks
+        # Seconds for which handlers may go on when there is nobody left to reply to.
+        self._grace = grace
+        self._debug = debug
+        self._buffer = bytearray(MAX_WRITE + wire.PAGE)
+        self._view = memoryview(self._buffer)
+        self._buffers = [self._buffer]
+        # Requests whose handlers have not returned at once, by unique; those of them that count
+        # against max_tasks; and those that wait for one to return.
+        self._active: dict[int, Request] = {}
+        self._taken = 0
+        self._queue: deque[tuple[Handler, Request]] = deque()
+        self._idle = anyio.Event()
+        self._counts = [0] * 64
+        self._destroyed = False
+        own(self)
+
+    @property
+    def stats(self) -> SessionStats:
+        """What has been done so far."""
+        counts = {
+            protocol.opcode_name(opcode): count
+            for opcode, count in enumerate(self._counts)
+            if count
+        }
+        return SessionStats(counts, len(self._active), len(self._queue))
+
+    def describe_handlers(self) -> list[str]:
+        """Where each handler under way is."""
+        return self._loop.describe()
+
+    async def run(self) -> None:
+        """Serve until the end, and clean up."""
+        try:
+            async with self._loop.handlers():
+                self._loop.watch(self.fd, self.drain)
+                await self.ended.wait()
+                with anyio.move_on_after(self._grace):
+                    while self._active:
+                        self._idle = anyio.Event()
+                        await self._idle.wait()
+        finally:
+            self.stop(SessionEnd.CLOSED)
+            if self.fd >= 0:
+                await self._destroy()
+                self.notifier.close()
+
+    def is_asking(self) -> bool:
+        """Whether what runs is a handler of this server, whose request is not answered yet."""
+        current = serving.get(None)
+        return current is not None and current[0] is self and not current[1].answered
+
+    def disown(self) -> None:
+        """Be of no further use, in a forked child."""
+        self.fd = -1
+
+    async def _destroy(self) -> None:
+        if self._destroyed:
+            return
+        self._destroyed = True
+        try:
+            pending = self._operations.destroy()
+            if pending is not None:
+                with anyio.CancelScope(shield=True):
+                    await pending
+        except Exception:
+            _log.exception("destroy has raised an exception")
+
+    def stop(self, end: SessionEnd) -> None:
+        """Take no more requests; those that wait are not served any more."""
+        # A forked child has the event loop's descriptors, but they are the parent's.
+        if self.end is None and self.fd >= 0:
+            self.end = end
+            self._loop.unwatch()
+            while self._queue:
+                self._reply_error(self._queue.popleft()[1], errno.EIO)
+            for request in self._active.values():
+                self._interrupt(request)
+            self.ready.set()
+            self.ended.set()
+
+    # From the kernel.
+
+    def drain(self) -> None:
+        """Take the requests that there are, and start their handlers; not too many at once."""
+        until = perf_counter() + _SECONDS_AT_ONCE
+        table, view, counts = self._table, self._view, self._counts
+        for _ in range(_REQUESTS_AT_ONCE):
+            try:
+                size = os.readv(self.fd, self._buffers)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    continue  # the request was interrupted before it could be read
+                if self.fd >= 0:
+                    self._disconnected(error)
+                return
+            try:
+                request = Request(view[:size])
+            except ProtocolError as error:
+                _log.error("a message that cannot be read: %s", error)
+                continue
+            opcode = request.opcode
+            counts[opcode & 63] += 1
+            if self._debug:
+                _log.info("%s, %d bytes, from process %d", request, request.len, request.pid)
+            handler = table.get(opcode)
+            if handler is None:
+                self._special(request)
+            elif self._taken < self._max_tasks or opcode in _SLOTLESS:
+                self._start(handler, request)
+            else:
+                self._queue.append((handler, request))
+            if self.end is not None or perf_counter() > until:
+                return
+
+    def _disconnected(self, error: OSError) -> None:
+        if error.errno == errno.ENODEV:
+            self.stop(SessionEnd.UNMOUNTED)
+        elif error.errno == errno.ECONNABORTED:
+            self.stop(SessionEnd.ABORTED)
+        else:
+            self.error = error
+            _log.error("reading /dev/fuse has failed: %s", error)
+            self.stop(SessionEnd.FAILED)
+
+    def _special(self, request: Request) -> None:
+        opcode = request.opcode
+        try:
+            if opcode == Opcode.INIT:
+                self._init(request)
+            elif opcode == Opcode.INTERRUPT:
+                self._interrupted(request.read(wire.INTERRUPT_IN)[0])
+            elif opcode == Opcode.NOTIFY_REPLY:
+                self.notifier.retrieved(request)
+            elif opcode == Opcode.DESTROY:
+                self._reply(request, None)
+            else:
+                self._reply_error(request, ABSENT.get(opcode, errno.ENOSYS))
+        except ProtocolError as error:
+            _log.error("%s", error)
+
+    def _interrupted(self, unique: int) -> None:
+        # One that is found nowhere has been answered.
+        for request in (self._active.get(unique), *(request for _, request in self._queue)):
+            if request is not None and request.unique == unique:
+                request.interrupted = True
+                self._interrupt(request)
+
+    def _interrupt(self, request: Request) -> None:
+        if request.scope is not None:
+            request.scope.cancel()
+
+    def _init(self, request: Request) -> None:
+        try:
+            features, body = negotiate(request, self._operations)
+        except ProtocolError as error:
+            self.error = error
+            self._reply_error(request, errno.EPROTO)
+            self.stop(SessionEnd.FAILED)
+            return
+        if features is not None:
+            try:
+                self._operations.init()
+            except Exception:
+                _log.exception("init has raised an exception, which it must not")
+            self.features = features
+            self._handlers.agree(features)
+        self._reply(request, body)
+        if features is not None:
+            self.ready.set()
+
+    # To the handlers.
+
+    def _start(self, handler: Handler, request: Request) -> None:
+        if self._loop.start(
+            self._handle(handler, request), functools.partial(self._returned, request)
+        ):
+            return
+        self._active[request.unique] = request
+        if request.opcode not in _SLOTLESS:
+            self._taken += 1
+
+    def _returned(self, request: Request) -> None:
+        self._active.pop(request.unique, None)
+        if request.opcode not in _SLOTLESS:
+            self._taken -= 1
+        while self._queue and self._taken < self._max_tasks:
+            self._start(*self._queue.popleft())
+        if not self._active:
+            self._idle.set()
+
+    async def _handle(self, handler: Handler, request: Request) -> None:
+        serving.set((self, request))
+        try:
+            body = await handler(request)
+        except (FUSEError, OSError) as error:
+            code = error.errno
+            if code is None or not 0 < code <= wire.ERRNO_MAX:
+                _log.exception("%s: %r is no errno that the kernel takes", request, code)
+                code = errno.EIO
+        except ProtocolError as error:
+            _log.error("%s", error)
+            code = errno.EINVAL
+        except Exception:
+            _log.exception("%s: the handler has raised an exception", request)
+            code = errno.EIO
+        except BaseException:  # cancelled with the event loop, most likely
+            self._reply_error(request, errno.EIO)
+            raise
+        else:
+            if request.opcode in _UNANSWERED:
+                request.answered = True
+                return
+            if self._reply(request, body):
+                return
+            code = 0
+        if code:
+            self._reply_error(request, code)
+        if request.granted or request.opened is not None:
+            await self._handlers.take_back(request)
+
+    # To the kernel.
+
+    def _reply(self, request: Request, body: Reply | None) -> bool:
+        """Send a reply; False if it did not get through."""
+        request.answered = True
+        try:
+            if body is None:
+                os.write(self.fd, _HEADER(16, 0, request.unique))
+            elif (size := len(body)) <= _SMALL:
+                os.write(self.fd, _HEADER(16 + size, 0, request.unique) + body)
+            else:
+                os.writev(self.fd, (_HEADER(16 + size, 0, request.unique), body))
+        except OSError as error:
+            # ENOENT: it was interrupted or aborted. What else there is says that nobody listens.
+            if error.errno == errno.EINVAL:
+                _log.error("the kernel has refused the reply to %s", request)
+                self._reply_error(request, errno.EIO)
+            return False
+        return True
+
+    def _reply_error(self, request: Request, code: int) -> None:
+        request.answered = True
+        if request.opcode in _UNANSWERED:
+            return
+        with contextlib.suppress(OSError):  # nobody waits for it any more
+            os.write(self.fd, _HEADER(16, -code, request.unique))

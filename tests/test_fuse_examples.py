@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""The example filesystems do what POSIX and Linux promise, as a native tmpfs does."""
+
+import os
+import re
+import textwrap
+from pathlib import Path
+
+import kernel
+import posix_programs
+import pytest
+from filesystems import IS_ROOT
+from served import SYSTEMS, serving
+from stuck import wait_until
+
+# What cannot be had where the kernel gathers writes: it reads the rest of a page that is written in
+# part, keeps the times itself, by another clock, and what it has written it does not ask about.
+_WITH_WRITEBACK = {
+    "writing_touches_a_file",
+    "reading_after_a_change_touches_the_access_time",
+    "a_file_has_holes",
+}
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def served(request, tmp_path_factory):
+    with serving(request.param, tmp_path_factory.mktemp("served")) as served:
+        yield served
+
+
+@pytest.mark.parametrize("name", posix_programs.PROGRAMS)
+def test_posix(served, name):
+    if posix_programs.PROGRAMS[name].needs_root and not IS_ROOT:
+        pytest.skip("needs the ids of other users")
+    if served.name == "writeback" and name in _WITH_WRITEBACK:
+        pytest.skip("the kernel's cache of writes is in the way")
+    served.run_posix(name)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_operations_on_a_file(served, seed):
+    out = served.run("fsx.py", served.top, "--seed", seed, "--operations", 2500)
+    assert out.startswith("2500 operations")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_operations_on_names(served, seed):
+    command = ("random_trees.py", served.elsewhere, served.top)
+    out = served.run(*command, "--seed", seed, "--operations", 2500)
+    assert out.startswith("2500 operations")
+
+
+# The filesystem in memory.
+
+
+def client(served, program, *args):
+    program = f"import errno, os, sys, time\ntop = sys.argv[1]\n{textwrap.dedent(program)}"
+    return served.run("-c", program, served.top, *args).strip()
+
+
+def test_what_does_not_fit_is_refused_and_what_is_removed_makes_room(tmp_path):
+    with serving("memory", tmp_path, "--size", "1") as served:
+        out = client(
+            served,
+            """
+            for _ in range(5):
+                with open(top + "/a", "wb", 0) as file:
+                    file.write(bytes(900_000))
+                    try:
+                        while file.write(bytes(100_000)):
+                            pass
+                    except OSError as error:
+                        print(errno.errorcode[error.errno])
+                    os.unlink(top + "/a")
+                while os.statvfs(top).f_bfree < 250:
+                    time.sleep(0.01)
+            """,
+        )
+    assert out.split() == ["ENOSPC"] * 5
+
+
+# The directory at another place.
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory):
+    with serving("passthrough", tmp_path_factory.mktemp("mirror"), "--timeout", "0") as served:
+        yield served
+
+
+def test_what_happens_in_the_source_is_seen(mirror):
+    file = mirror.source / "file"
+    file.write_text("one")
+    show = "print(open(top + '/file').read(), os.stat(top + '/file').st_size, *os.listdir(top))"
+    assert client(mirror, show) == "one 3 file"
+    file.write_text("three")
+    assert client(mirror, show) == "three 5 file"
+    file.rename(mirror.source / "other")
+    (mirror.source / "file").write_text("two")
+    assert sorted(client(mirror, show).split()) == ["3", "file", "other", "two"]
+    client(mirror, "os.unlink(top + '/file'); os.rename(top + '/other', top + '/file')")
+    assert os.listdir(mirror.source) == ["file"]
+    file.unlink()
+
+
+def test_what_has_an_inode_number_on_several_filesystems_is_not_confused(mirror):
+    (mirror.source / "sub").mkdir()
+    (mirror.source / "file").write_text("outer")
+    kernel.mount("tmpfs", mirror.source / "sub", "tmpfs")
+    try:
+        inode = (mirror.source / "file").stat().st_ino
+        for number in range(inode + 1):
+            file = mirror.source / "sub" / f"file{number}"
+            file.write_text("inner")
+            if file.stat().st_ino == inode:
+                break
+        else:
+            pytest.fail("no inode has the number")
+        out = client(
+            mirror,
+            """
+            inner = [top + "/sub/" + name for name in os.listdir(top + "/sub")]
+            print(open(top + "/file").read(), *{open(path).read() for path in inner})
+            inodes = {os.stat(path).st_ino for path in [top, top + "/sub", top + "/file", *inner]}
+            print(len(inodes) == len(inner) + 3)
+            try:
+                os.rename(top + "/file", top + "/sub/x")
+            except OSError as error:
+                print(errno.errorcode[error.errno])
+            """,
+        )
+        assert out.split() == ["outer", "inner", "True", "EXDEV"]
+    finally:
+        kernel.umount(mirror.source / "sub", kernel.MNT_DETACH)
+        (mirror.source / "file").unlink()
+
+
+def test_nobody_is_led_astray_by_what_is_put_in_place_of_a_directory(mirror):
+    (mirror.source / "d" / "sub").mkdir(parents=True)
+    (mirror.elsewhere / "sub").mkdir()
+    out = client(
+        mirror,
+        """
+        fd = os.open(top + "/d", os.O_RDONLY)
+        source, elsewhere = sys.argv[2:]
+        os.rename(source + "/d", source + "/moved")
+        os.symlink(elsewhere, source + "/d")
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+        os.mkdir("sub/made", dir_fd=fd)
+        print(os.readlink(top + "/d") == elsewhere, sorted(os.listdir(fd)))
+        """,
+        mirror.source,
+        mirror.elsewhere,
+    )
+    assert out == "True ['file', 'sub']"
+    assert sorted(os.listdir(mirror.source / "moved")) == ["file", "sub"]
+    assert os.listdir(mirror.source / "moved" / "sub") == ["made"]
+    assert os.listdir(mirror.elsewhere) == ["sub"] and not os.listdir(mirror.elsewhere / "sub")
+    client(mirror, "import shutil; shutil.rmtree(top + '/moved'); os.unlink(top + '/d')")
+
+
+def test_what_the_kernel_has_forgotten_is_not_held_open(mirror):
+    if not IS_ROOT:
+        pytest.skip("needs root outside of any user namespace, for drop_caches")
+    fds = Path(f"/proc/{mirror.process.pid}/fd")
+    drop = "open('/proc/sys/vm/drop_caches', 'w').write('2')"
+    client(mirror, drop)
+    before = len(os.listdir(fds))
+    out = client(
+        mirror,
+        """
+        for n in range(1000):
+            open(f"{top}/file-{n}", "w").close()
+        assert len([os.stat(entry) for entry in os.scandir(top)]) >= 1000
+        print(len(os.listdir(sys.argv[2])))
+        for n in range(1000):
+            os.unlink(f"{top}/file-{n}")
+        """,
+        fds,
+    )
+    assert int(out) >= before + 1000
+    client(mirror, drop)
+    wait_until(lambda: len(os.listdir(fds)) <= before, "the old number of descriptors")
+
+
+@pytest.mark.skipif(
+    tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (6, 18), reason="Linux 6.18"
+)
+def test_there_may_be_more_files_than_descriptors(tmp_path):
+    with serving("passthrough", tmp_path, files=1024) as served:
+        out = client(
+            served,
+            """
+            paths = [f"{top}/{n // 50}/file-{n}" for n in range(3000)]
+            for n, path in enumerate(paths):
+                if n % 50 == 0:
+                    os.mkdir(os.path.dirname(path))
+                with open(path, "w") as file:
+                    file.write(path)
+            assert len([name for n in range(60) for name in os.listdir(f"{top}/{n}")]) == 3000
+            assert all(open(path).read() == path for path in paths)
+            print("read")
+            """,
+        )
+        assert out == "read"
+        assert len(os.listdir(f"/proc/{served.process.pid}/fd")) < 1024

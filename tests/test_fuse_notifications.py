@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""What a filesystem tells the kernel, from anywhere and at any time."""
+
+import errno
+import os
+import subprocess
+
+import anyio
+import pytest
+from serving import AMPLE, Client, Files, client, error_of
+from stuck import until
+
+from truenas_os import fuse
+from truenas_os.fuse import notifications
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def point(mount_dir):
+    path = mount_dir / "fuse"
+    path.mkdir()
+    return path
+
+
+class Cached(Files):
+    enable_writeback_cache = False
+    session = None
+
+    def attributes(self, inode):
+        attr = super().attributes(inode)
+        attr.attr_timeout = attr.entry_timeout = 300
+        return attr
+
+
+async def test_handlers_may_invalidate_what_they_are_asked_for(point):
+    class Telling(Cached):
+        async def lookup(self, parent_inode, name, ctx):
+            await self.session.invalidate_entry(1, name)
+            await self.session.invalidate_entry(1, b"another")
+            return await super().lookup(parent_inode, name, ctx)
+
+        async def read(self, fh, off, size):
+            await self.session.invalidate_inode(fh)
+            await self.session.notify_store(fh, 0, b"stored")
+            return await super().read(fh, off, size)
+
+        async def unlink(self, parent_inode, name, ctx):
+            await self.session.invalidate_entry(1, name, self.names[name])
+            await super().unlink(parent_inode, name, ctx)
+
+        async def mkdir(self, parent_inode, name, mode, ctx):
+            await self.session.invalidate_entry(1, name)
+            return self.entry(self.add(name, mode=0o40755))
+
+    filesystem = Telling(a=b"content")
+    async with fuse.mount(filesystem, point) as session:
+        filesystem.session = session
+        out = await client(
+            session,
+            """
+            for _ in range(5):
+                print(len(open(top + "/a").read()))
+            os.mkdir(top + "/d")
+            os.unlink(top + "/a")
+            """,
+        )
+        assert out.split() == ["7"] * 5
+
+
+async def test_who_is_no_handler_waits_until_it_is_done(point):
+    class Reading(Cached):
+        def __init__(self, **files):
+            super().__init__(**files)
+            self.asked = False
+            self.goes_on = anyio.Event()
+
+        async def read(self, fh, off, size):
+            self.asked = True
+            await self.goes_on.wait()
+            return await super().read(fh, off, size)
+
+    filesystem = Reading(a=b"content")
+    async with fuse.mount(filesystem, point) as session:
+        reading = Client(session, "print(open(top + '/a').read())")
+        await until(lambda: filesystem.asked, "the question")
+        with anyio.move_on_after(0.1) as scope:
+            await session.invalidate_inode(2)
+        assert scope.cancelled_caught
+        done = []
+
+        async def invalidate(inode):
+            await session.invalidate_inode(inode)
+            done.append(inode)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(20):
+                tasks.start_soon(invalidate, 2)
+            for inode in range(100, 200):
+                tasks.start_soon(invalidate, inode)
+            # Those of which the kernel knows nothing are not held up by those that wait.
+            await until(lambda: len(done) == 100)
+            assert 2 not in done
+            filesystem.goes_on.set()
+        assert len(done) == 120
+        out, err = await reading.end()
+        assert out == "content\n", err
+
+
+async def test_a_session_may_end_while_the_kernel_waits(point):
+    class Hanging(Cached):
+        asked = False
+
+        async def read(self, fh, off, size):
+            self.asked = True
+            await anyio.sleep_forever()
+
+    filesystem = Hanging(a=b"content")
+    ended = []
+    async with anyio.create_task_group() as tasks:
+        async with fuse.mount(filesystem, point, unmount_timeout=0.2) as session:
+            reading = Client(session, "open(top + '/a').read()")
+            await until(lambda: filesystem.asked, "the question")
+
+            async def invalidate():
+                try:
+                    await session.invalidate_inode(2)
+                except OSError as error:
+                    assert error.errno == errno.ENOTCONN
+                ended.append(2)
+
+            for _ in range(100):
+                tasks.start_soon(invalidate)
+            for _ in range(100):
+                session.post(notifications.inval_inode(2, False))
+            await anyio.sleep(0.1)
+            assert not ended
+        with pytest.raises(OSError, match="not connected"):
+            await session.invalidate_inode(2)
+        with pytest.raises(OSError, match="not connected"):
+            session.post(notifications.inval_inode(2, False))
+    assert len(ended) == 100
+    _, err = await reading.end()
+    assert "Error" in err
+
+
+async def test_what_the_kernel_does_not_know_counts_as_done(point, caplog):
+    async with fuse.mount(Files(), point) as session:
+        await session.invalidate_inode(77)
+        await session.invalidate_entry(77, b"a")
+        await session.invalidate_entry(1, b"a", 5)
+        await session.invalidate_entry(1, b"a", expire=True)
+        await session.notify_store(77, 0, b"x")
+        with pytest.raises(FileNotFoundError):
+            await session.notify_retrieve(77, 0, 1)
+        session.post(notifications.inval_entry(77, b"a"))
+        session.post(notifications.inval_entry(77, b"b"), False)
+        await until(lambda: caplog.records, "a complaint")
+    (record,) = caplog.records
+    assert "No such file" in record.getMessage()
+
+
+async def test_no_more_is_kept_waiting_than_there_is_room_for(point, monkeypatch):
+    monkeypatch.setattr(notifications, "_POSTED", 10)
+    monkeypatch.setattr(notifications, "_POSTED_BYTES", 1000)
+
+    class Hanging(Cached):
+        asked = False
+
+        async def read(self, fh, off, size):
+            self.asked = True
+            await anyio.sleep_forever()
+
+    filesystem = Hanging(a=b"content")
+    async with fuse.mount(filesystem, point, unmount_timeout=0.1) as session:
+        reading = Client(session, "open(top + '/a').read()")
+        await until(lambda: filesystem.asked, "the question")
+        session.post(notifications.inval_inode(2, False))
+        notifier = session._server.notifier
+        await until(lambda: notifier._queue.empty(), "the thread")
+        with pytest.raises(OSError) as full:
+            session.post(notifications.store(2, 0, bytes(1000)))
+        assert full.value.errno == errno.ENOBUFS
+        with pytest.raises(OSError) as full:
+            for _ in range(11):
+                session.post(notifications.inval_inode(2, False))
+        assert full.value.errno == errno.ENOBUFS
+    await reading.end()
+
+
+async def test_many_are_told_at_once(point):
+    filesystem = Cached(**{f"file{n}": b"old" for n in range(300)})
+    async with fuse.mount(filesystem, point) as session:
+        read = """
+            print({open(top + "/" + name).read() for name in os.listdir(top)})
+            """
+        assert await client(session, read) == "{'old'}"
+        for inode in filesystem.inodes.values():
+            inode[0][:] = b"new"
+        async with anyio.create_task_group() as tasks:
+            for inode in filesystem.inodes:
+                tasks.start_soon(session.invalidate_inode, inode)
+        assert await client(session, read) == "{'new'}"
+        for inode in filesystem.inodes.values():
+            inode[0][:] = b"3rd"
+        for inode in filesystem.inodes:
+            session.post(notifications.inval_inode(inode, False))
+        await until(session._server.notifier._queue.empty, "the last one")
+        await session.invalidate_inode(2)
+        assert await client(session, read) == "{'3rd'}"
+
+
+async def test_who_has_open_what_was_deleted_sees_it_without_links(point):
+    filesystem = Cached(a=b"")
+    async with fuse.mount(filesystem, point) as session:
+        using = Client(
+            session,
+            """
+            file = open(top + "/a")
+            print(os.fstat(file.fileno()).st_nlink, flush=True)
+            sys.stdin.readline()
+            print(os.fstat(file.fileno()).st_nlink)
+            """,
+            stdin=subprocess.PIPE,
+        )
+        await anyio.to_thread.run_sync(using.process.stdout.readline)
+        del filesystem.names[b"a"]
+        await session.invalidate_entry(1, b"a", 2)
+        using.process.stdin.write("\n")
+        out, err = await using.end()
+        assert out == "0\n", err
+        assert await error_of(session, "os.stat(top + '/a')") == "ENOENT"
+
+
+async def test_what_is_stored_is_retrieved(point):
+    content = os.urandom(300_000)
+    async with fuse.mount(Cached(a=bytes(300_000)), point) as session:
+        await client(session, "os.stat(top + '/a')")
+        await session.notify_store(2, 0, content)
+        found = await session.notify_retrieve(2, 4096, 1 << 20)
+        assert found and content[4096:].startswith(found[: len(content) - 4096])
+        out = await client(
+            session, "import hashlib; print(hashlib.md5(open(top + '/a', 'rb').read()).hexdigest())"
+        )
+        import hashlib
+
+        assert out == hashlib.md5(content).hexdigest()
+        with anyio.fail_after(AMPLE):
+            assert await session.notify_retrieve(2, 1 << 40, 10) == b""

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""How many handlers run at once, and what the rest of the event loop gets to do."""
+
+import time
+
+import anyio
+import pytest
+from serving import Client, Files, client
+from stuck import until
+
+from truenas_os import fuse
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def point(mount_dir):
+    path = mount_dir / "fuse"
+    path.mkdir()
+    return path
+
+
+class Held(Files):
+    """Reads are not answered until they are let go on."""
+
+    def __init__(self, **files):
+        super().__init__(**files)
+        self.reading = 0
+        self.interrupted = []
+        self.goes_on = anyio.Event()
+
+    async def read(self, fh, off, size):
+        self.reading += 1
+        await self.goes_on.wait()
+        self.interrupted.append(fuse.current_request().interrupted)
+        return await super().read(fh, off, size)
+
+
+async def test_at_the_limit_the_kernel_is_still_listened_to(point):
+    filesystem = Held(a=b"content", b=b"", c=b"")
+    async with fuse.mount(filesystem, point, max_tasks=1) as session:
+        await client(session, "os.stat(top + '/b'); os.stat(top + '/c')")
+        reading = Client(session, "print(open(top + '/a').read())")
+        await until(lambda: filesystem.reading, "the one that is served")
+        waiting = Client(
+            session,
+            """
+            import signal
+            signal.signal(signal.SIGINT, lambda *_: print("signal"))
+            print(open(top + "/a", "rb", buffering=0).read(3))
+            """,
+        )
+        await until(lambda: session.stats.queued == 1, "the one that waits")
+        assert session.stats.active == 1
+
+        # Nobody waits for these to be taken note of.
+        dropping = Client(session, "open('/proc/sys/vm/drop_caches', 'w').write('2')")
+        await dropping.end()
+        await until(lambda: not filesystem.lookups[3] and not filesystem.lookups[4], "FORGET")
+        waiting.interrupt()
+        await until(lambda: session.stats.requests.get("INTERRUPT"), "INTERRUPT")
+        assert (session.stats.queued, filesystem.reading) == (1, 1)
+
+        filesystem.goes_on.set()
+        out, err = await reading.end()
+        assert out == "content\n", err
+        out, err = await waiting.end()
+        assert "signal" in out, err
+        assert session.stats.queued == 0
+
+
+async def test_who_waits_in_the_queue_fails_when_the_session_ends(point):
+    filesystem = Held(a=b"content", b=b"")
+    async with fuse.mount(filesystem, point, max_tasks=1, unmount_timeout=0.1) as session:
+        reading = Client(session, "open(top + '/a').read()")
+        await until(lambda: filesystem.reading, "the one that is served")
+        waiting = [Client(session, "os.stat(top + '/b')") for _ in range(5)]
+        await until(lambda: session.stats.queued == 5, "those that wait")
+    for each in (reading, *waiting):
+        _, err = await each.end()
+        assert "Error" in err
+
+
+async def test_a_handler_that_sleeps_does_not_delay_the_others(point):
+    filesystem = Held(a=b"content", b=b"")
+    async with fuse.mount(filesystem, point) as session:
+        reading = Client(session, "open(top + '/a').read()")
+        await until(lambda: filesystem.reading, "the one that sleeps")
+        out = await client(
+            session,
+            """
+            import time
+            took = []
+            for _ in range(300):
+                begun = time.perf_counter()
+                os.stat(top + "/b")
+                took.append(time.perf_counter() - begun)
+            print(sorted(took)[150])
+            """,
+        )
+        assert float(out) < 0.01
+        filesystem.goes_on.set()
+        await reading.end()
+
+
+async def test_a_storm_of_requests_leaves_time_to_other_tasks(point):
+    class Busy(Files):
+        async def getattr(self, inode, ctx):
+            until = time.perf_counter() + 0.0005
+            while time.perf_counter() < until:
+                pass
+            return await super().getattr(inode, ctx)
+
+    async with fuse.mount(Busy(a=b""), point) as session:
+        storm = Client(
+            session,
+            """
+            import threading, time
+            until = time.monotonic() + 0.5
+            def ask():
+                while time.monotonic() < until:
+                    os.stat(top)
+            threads = [threading.Thread(target=ask) for _ in range(16)]
+            [t.start() for t in threads]
+            """,
+        )
+        await until(lambda: session.stats.requests.get("GETATTR", 0) > 50, "the storm")
+        turns = 0
+        ends = time.monotonic() + 0.2
+        while time.monotonic() < ends:
+            await anyio.sleep(0)
+            turns += 1
+        # A turn takes a millisecond and the last handler's time, on a machine that has others.
+        assert turns > 10
+        _, err = await storm.end()
+        assert not err
