@@ -9,6 +9,7 @@ directory with a million are measured instead, on a tmpfs (2 GB of memory).
 
 import argparse
 import asyncio
+import importlib
 import os
 import shutil
 import statistics
@@ -127,9 +128,9 @@ async def thread_for_each_directory(path: str) -> int:
 
 
 def scandir_rs(path: str) -> int:
-    from scandir_rs import ReturnType, Scandir
-
-    return len(Scandir(path, skip_hidden=False, return_type=ReturnType.Ext).collect()[0])
+    module = importlib.import_module("scandir_rs")
+    kind = module.ReturnType.Ext
+    return len(module.Scandir(path, skip_hidden=False, return_type=kind).collect()[0])
 
 
 def compare(path: str) -> None:

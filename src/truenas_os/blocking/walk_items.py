@@ -198,16 +198,18 @@ class IterInstance:
 
 
 class Batch:
-    """Entries as they crossed from the native layer."""
+    """Entries as they crossed from the native layer.
 
-    __slots__ = ("_handles", "entries", "failures", "items", "special", "statx")
+    Items refer to it, and it to none of them: a cycle would leave all of them to the collector.
+    """
+
+    __slots__ = ("_handles", "entries", "failures", "special", "statx")
 
     def __init__(self, taken: "ffi.CData", count: int) -> None:
         self.special = bool(taken.special)
         """Whether not everything is an entry without an error."""
         self.failures: dict[int, OSError] = {}
         """What is told of entries with an error, by index."""
-        self.items: list[IterInstance] = []
         self.statx: bytes = ffi.buffer(taken.statx, count * _STATX_SIZE)[:]
         self.entries: bytes = ffi.buffer(taken.entries, count * _ENTRY.size)[:]
         self._handles: bytes = ffi.buffer(taken.handles, taken.handles_len)[:]
@@ -262,12 +264,13 @@ class Decoder:
         self._line = line
         self._last: IterInstance | None = None
 
-    def decode(self, taken: "ffi.CData", count: int) -> Batch:
+    def decode(self, taken: "ffi.CData", count: int) -> tuple[Batch, list[IterInstance]]:
         batch = Batch(taken, count)
         text: str = ffi.buffer(taken.names, taken.names_len)[:].decode(ENCODING, ENCODING_ERRORS)
         names = text.split("\0")
         fds = batch.fds()
-        items, line = batch.items, self._line
+        items: list[IterInstance] = []
+        line = self._line
         ends = [*ffi.unpack(taken.turns, taken.turn_count), count]
         start = 0
         for end in ends:
@@ -285,7 +288,7 @@ class Decoder:
             start = end
             if end < count:
                 self._turn(batch.entry(end).depth)
-        return batch
+        return batch, items
 
     def _turn(self, depth: int) -> None:
         if depth <= len(self._line):

@@ -230,17 +230,18 @@ class Walker:
         while True:
             yield _PAUSE
             count = yield from self._taken(begun.native)
-            batch = self._batch = decoder.decode(begun.native.batch, count)
+            batch, items = decoder.decode(begun.native.batch, count)
+            self._batch = batch
             self._next = 0
             while self._next < len(batch):
                 index = self._next
                 if not batch.is_special(index):
-                    yield from self._hand_out(batch, index, batch.next_special(index))
+                    yield from self._hand_out(items, index, batch.next_special(index))
                 elif batch.kind(index) == _END:
                     return
                 else:
                     self._next += 1
-                    yield from self._see_to(batch, index)
+                    yield from self._see_to(batch, items, index)
 
     def _taken(self, native: NativeWalk) -> Generator[Step, Any, int]:
         """How many entries were taken; waits until there are some."""
@@ -256,14 +257,14 @@ class Walker:
             if timed_out:
                 want = 1
 
-    def _hand_out(self, batch: Batch, start: int, stop: int) -> Steps:
+    def _hand_out(self, items: list[IterInstance], start: int, stop: int) -> Steps:
         callback, increment = self.options.reporting_callback, self.options.reporting_increment
         while start < stop:
             end = stop
             if callback is not None:
                 end = min(stop, start + increment - self._cnt % increment)
             self._next = end
-            self._set_ready(batch.items[start:end])
+            self._set_ready(items[start:end])
             yield _READY
             if callback is not None and self._cnt % increment == 0:
                 yield self._report()
@@ -274,9 +275,9 @@ class Walker:
                     yield self._progress(self.options.progress)
             start = self._next
 
-    def _see_to(self, batch: Batch, index: int) -> Steps:
+    def _see_to(self, batch: Batch, items: list[IterInstance], index: int) -> Steps:
         """What is no entry, or one with an error."""
-        item, entry = batch.items[index], batch.entry(index)
+        item, entry = items[index], batch.entry(index)
         kind = entry.kind
         if kind == _LOST:
             self._raise_lost(entry.depth, entry.error)
@@ -297,7 +298,7 @@ class Walker:
             return
         if kind == _ENTRY:
             batch.failures[index] = error
-            yield from self._hand_out(batch, index, index + 1)
+            yield from self._hand_out(items, index, index + 1)
         if verdict == "report" and self._skipped is not item and (kind == _ERROR or item.isdir):
             yield Fail(error)
 
