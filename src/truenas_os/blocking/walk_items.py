@@ -3,7 +3,7 @@
 
 import struct
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .._native import ffi, lib
 from .arguments import ENCODING, ENCODING_ERRORS
@@ -80,14 +80,14 @@ class Directory:
         handle: bytes,
         cookie: int = 0,
     ) -> None:
-        self.name = name
-        self.parent = parent
-        self.ino = ino
-        self.btime = btime
+        self.name: str = name
+        self.parent: Directory | None = parent
+        self.ino: int = ino
+        self.btime: tuple[int, int] = btime
         """Seconds and nanoseconds; zeros where the filesystem tells none."""
-        self.handle = handle
+        self.handle: bytes = handle
         """The kernel's ``struct file_handle``, or nothing."""
-        self.cookie = cookie
+        self.cookie: int = cookie
         """Where its entry stands in the directory above."""
         # The path that was asked for last, shared by the directories of a walk: if each kept its
         # own, a deep tree's would be as large as its depth squared.
@@ -140,7 +140,7 @@ class IterInstance:
         self.name: str = name
         """Undecodable bytes are surrogates, as :func:`os.fsdecode` makes them."""
         self.fd: int = fd
-        self.directory = directory
+        self.directory: Directory = directory
         self._batch = batch
         self._index = index
 
@@ -205,8 +205,8 @@ class Batch:
 
     __slots__ = ("_handles", "entries", "failures", "special", "statx")
 
-    def __init__(self, taken: "ffi.CData", count: int) -> None:
-        self.special = bool(taken.special)
+    def __init__(self, taken: Any, count: int) -> None:
+        self.special: bool = bool(taken.special)
         """Whether not everything is an entry without an error."""
         self.failures: dict[int, OSError] = {}
         """What is told of entries with an error, by index."""
@@ -264,7 +264,7 @@ class Decoder:
         self._line = line
         self._last: IterInstance | None = None
 
-    def decode(self, taken: "ffi.CData", count: int) -> tuple[Batch, list[IterInstance]]:
+    def decode(self, taken: Any, count: int) -> tuple[Batch, list[IterInstance]]:
         batch = Batch(taken, count)
         text: str = ffi.buffer(taken.names, taken.names_len)[:].decode(ENCODING, ENCODING_ERRORS)
         names = text.split("\0")

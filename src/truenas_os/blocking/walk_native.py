@@ -3,7 +3,7 @@
 
 import contextlib
 import os
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from .._native import ffi, lib
 from .arguments import path_bytes
@@ -20,14 +20,14 @@ _MOST_HELPERS: Final = 3
 class NativeWalk:
     """The native side of a walk, and the buffers that entries cross in."""
 
-    def __init__(self, pointer: "ffi.CData", capacity: int) -> None:
+    def __init__(self, pointer: Any, capacity: int) -> None:
         self._pointer = pointer
         self.fd: int = lib.tos_walk_fd(pointer)
-        self.released = 0
+        self.released: int = 0
         # The consumer has at most half of what the ring holds, and is woken before the other half
         # is full: until it has come, the producer is not to stand still.
         count = max(1, min(capacity // 2, _MOST_AT_ONCE))
-        self.enough = max(1, count // 2)
+        self.enough: int = max(1, count // 2)
         self._buffers = {
             "entries": ffi.new("struct tos_walk_entry[]", count),
             "statx": ffi.new("unsigned char[]", lib.TOS_WALK_STATX_SIZE * count),
@@ -35,7 +35,7 @@ class NativeWalk:
             "handles": ffi.new("unsigned char[]", _HANDLES_SIZE),
             "turns": ffi.new("uint32_t[]", count),
         }
-        self.batch = ffi.new("struct tos_walk_batch *", self._buffers)
+        self.batch: Any = ffi.new("struct tos_walk_batch *", self._buffers)
         self.batch.capacity = count
         self.batch.names_size, self.batch.handles_size = _NAMES_SIZE, _HANDLES_SIZE
         self.batch.depth = 1

@@ -126,15 +126,15 @@ class Walker:
     """A walk without its waiting: steps, which each face takes in its own way."""
 
     def __init__(self, options: WalkOptions) -> None:
-        self.options = options
-        self.pid = os.getpid()
+        self.options: WalkOptions = options
+        self.pid: int = os.getpid()
         self.begun: Begun | None = None
         self.native: NativeWalk | None = None
         self._steps = self._walk()
         self._pending: Step | None = None
-        self.busy = False
+        self.busy: bool = False
         self._closed = False
-        self.finished = False
+        self.finished: bool = False
         self._began_at = self._progress_at = 0.0
         # What is handed out without further ado, the part of a batch it is, and what follows it.
         self._segment: list[IterInstance] = []
