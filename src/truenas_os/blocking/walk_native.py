@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import threading
 from typing import Any, Final, NamedTuple
 
 from .._native import ffi, lib
@@ -21,7 +22,9 @@ class NativeWalk:
     """The native side of a walk, and the buffers that entries cross in."""
 
     def __init__(self, pointer: Any, capacity: int) -> None:
-        self._pointer = pointer
+        self._pointer: Any = pointer
+        # Reentrant: a signal handler may close the walk that it interrupts.
+        self._lock = threading.RLock()
         self.fd: int = lib.tos_walk_fd(pointer)
         self.released: int = 0
         # The consumer has at most half of what the ring holds, and is woken before the other half
@@ -74,14 +77,29 @@ class NativeWalk:
         given.unmarkable = unmarkable
         _checked(lib.tos_walk_level(self._pointer, given), "tos_walk_level")
 
+    # What another thread may call while this one frees it.
+
     def skip(self, slot: int, depth: int) -> None:
-        lib.tos_walk_skip(self._pointer, slot, depth)
+        with self._lock:
+            if self._pointer is not None:
+                lib.tos_walk_skip(self._pointer, slot, depth)
 
     def unmarked(self) -> int:
-        return int(lib.tos_walk_unmarked(self._pointer))
+        with self._lock:
+            return 0 if self._pointer is None else int(lib.tos_walk_unmarked(self._pointer))
 
     def close(self, slot: int) -> None:
-        lib.tos_walk_close(self._pointer, slot)
+        with self._lock:
+            if self._pointer is not None:
+                lib.tos_walk_close(self._pointer, slot)
+
+    def free(self) -> None:
+        with self._lock:
+            pointer, self._pointer = self._pointer, None
+            if pointer is not None:
+                lib.tos_walk_free(pointer)
+
+    # What only the one thread calls that asks for items.
 
     def drain(self) -> None:
         """Make the descriptor wait for what comes next."""
@@ -90,9 +108,6 @@ class NativeWalk:
 
     def ended(self) -> bool:
         return bool(lib.tos_walk_ended(self._pointer))
-
-    def free(self) -> None:
-        lib.tos_walk_free(self._pointer)
 
 
 class Begun(NamedTuple):

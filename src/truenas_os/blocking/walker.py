@@ -178,8 +178,9 @@ class Walker:
             while self._next < len(self._batch) and self._batch.entry(self._next).depth > depth:
                 self._next += 1
         # What was put back may be released; the native side has forgotten it then.
-        if self.native is not None and not (rest and _slot(rest[0]) < self.native.released):
-            self.native.skip(_slot(item), depth)
+        native = self.native
+        if native is not None and not (rest and _slot(rest[0]) < native.released):
+            native.skip(_slot(item), depth)
 
     def resume_token(self) -> ResumeToken:
         self.check()
@@ -390,7 +391,8 @@ class Walker:
     def _state(self) -> FilesystemIterState:
         consumed = self._consumed()
         directory = self._directory()
-        unmarked = self.native.unmarked() if self.native else self._cnt_unmarked
+        native = self.native
+        unmarked = native.unmarked() if native is not None else self._cnt_unmarked
         return FilesystemIterState(
             self._cnt + consumed,
             self._cnt_bytes + bytes_in(self._segment[:consumed]),
