@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import hostile_mounts, many_mounts, various_mounts
-from filesystems import filesystem, place
+from filesystems import filesystem, place, require_fuse
 from grown import ends, public, squashed
 
 # Fixtures that live beside what they need.
@@ -86,6 +86,18 @@ def fifo(tmp_path: Path) -> Path:
     path = tmp_path / "fifo"
     os.mkfifo(path)
     return path
+
+
+# Of the tests of serving, these need no device.
+_WITHOUT_DEVICE = ("test_fuse_protocol", "test_fuse_fuzz")
+
+
+@pytest.fixture(autouse=True)
+def device_of_fuse(request: pytest.FixtureRequest) -> None:
+    """What serves a filesystem needs a device that an ordinary user may not open everywhere."""
+    name = request.module.__name__
+    if name.startswith("test_fuse_") and name not in _WITHOUT_DEVICE:
+        require_fuse()
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,16 @@ def require_kernel(fs_type: str) -> None:
         pytest.skip(f"this kernel has no {fs_type}")
 
 
+def require_fuse() -> None:
+    """Skip where an ordinary user may not serve; as root, it must go."""
+    if IS_ROOT:
+        return
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        pytest.skip(f"/dev/fuse cannot be opened: {error.strerror}")
+
+
 def make_image(fs_type: str, image: Path, content: Path | None = None) -> Path:
     """Make a file that holds a filesystem; *content* is what is in a squashfs."""
     mkfs, package, size = _IMAGES[fs_type]

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """Every code block of the README and the documentation runs."""
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from filesystems import IS_ROOT
+from filesystems import require_fuse
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -33,17 +32,9 @@ def test_a_block_is_python_or_one_of_the_two_commands():
     assert len(PYTHON) >= 2
 
 
-def require_fuse():
-    """Skip where an ordinary user may not serve; as root, it must go."""
-    try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        pytest.skip(f"/dev/fuse cannot be opened: {error.strerror}")
-
-
 @pytest.mark.parametrize(("_language", "code"), PYTHON)
 def test_a_python_block_runs_as_a_whole_program(_language, code):
-    if "fuse.mount(" in code and not IS_ROOT:
+    if "fuse.mount(" in code:
         require_fuse()
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False

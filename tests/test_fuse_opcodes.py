@@ -231,6 +231,7 @@ async def test_access_is_asked_for_unless_the_kernel_checks(point):
 
 async def test_ranges_are_allocated_sought_and_copied(point):
     filesystem = Able(a=b"0123456789", b=b"")
+    filesystem.enable_writeback_cache = False  # with it, only the kernel knows where data is
     async with fuse.mount(filesystem, point) as session:
         out = await client(
             session,
