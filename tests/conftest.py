@@ -95,7 +95,7 @@ _WITHOUT_DEVICE = ("test_fuse_protocol", "test_fuse_fuzz")
 @pytest.fixture(autouse=True)
 def device_of_fuse(request: pytest.FixtureRequest) -> None:
     """What serves a filesystem needs a device that an ordinary user may not open everywhere."""
-    name = request.module.__name__
+    name = request.path.stem
     if name.startswith("test_fuse_") and name not in _WITHOUT_DEVICE:
         require_fuse()
 
