@@ -9,7 +9,7 @@ from pathlib import Path
 import kernel
 import posix_programs
 import pytest
-from filesystems import IS_ROOT
+from filesystems import IS_ROOT, require_fuse
 from served import SYSTEMS, serving
 from stuck import wait_until
 
@@ -24,6 +24,7 @@ _WITH_WRITEBACK = {
 
 @pytest.fixture(scope="module", params=SYSTEMS)
 def served(request, tmp_path_factory):
+    require_fuse()
     with serving(request.param, tmp_path_factory.mktemp("served")) as served:
         yield served
 
@@ -84,6 +85,7 @@ def test_what_does_not_fit_is_refused_and_what_is_removed_makes_room(tmp_path):
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory):
+    require_fuse()
     with serving("passthrough", tmp_path_factory.mktemp("mirror"), "--timeout", "0") as served:
         yield served
 
