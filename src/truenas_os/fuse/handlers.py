@@ -129,7 +129,7 @@ class Handlers:
 
     async def _lookup(self, request: Request) -> Reply:
         name = request.name()
-        ctx = RequestContext(request.uid, request.gid, request.pid)
+        ctx = _context(request)
         attr = await self._fs.lookup(request.nodeid, name, ctx)
         if attr.st_ino:
             request.granted = ((attr.st_ino, 1),)
@@ -154,13 +154,13 @@ class Handlers:
 
     async def _mknod(self, request: Request) -> Reply:
         mode, rdev, umask = request.pop(wire.MKNOD_IN)
-        ctx = RequestContext(request.uid, request.gid, request.pid, umask)
+        ctx = _context(request, umask)
         attr = await self._fs.mknod(request.nodeid, request.name(), mode & ~umask, rdev, ctx)
         return _made(request, attr, stat.S_IFMT(mode) or stat.S_IFREG)
 
     async def _mkdir(self, request: Request) -> Reply:
         mode, umask = request.pop(wire.MKDIR_IN)
-        ctx = RequestContext(request.uid, request.gid, request.pid, umask)
+        ctx = _context(request, umask)
         attr = await self._fs.mkdir(request.nodeid, request.name(), mode & ~umask, ctx)
         return _made(request, attr, stat.S_IFDIR)
 
@@ -200,7 +200,7 @@ class Handlers:
     # Attributes.
 
     async def _getattr(self, request: Request) -> Reply:
-        ctx = RequestContext(request.uid, request.gid, request.pid)
+        ctx = _context(request)
         return protocol.attributes(await self._fs.getattr(request.nodeid, ctx))
 
     async def _statx(self, request: Request) -> Reply:
@@ -336,7 +336,7 @@ class Handlers:
 
     async def _open(self, request: Request) -> Reply:
         flags = self._open_flags(request.read(wire.OPEN_IN)[0])
-        ctx = RequestContext(request.uid, request.gid, request.pid)
+        ctx = _context(request)
         info = await self._fs.open(request.nodeid, flags, ctx)
         request.opened = info.fh
         return protocol.opened(info)
@@ -344,14 +344,14 @@ class Handlers:
     async def _create(self, request: Request) -> Reply:
         flags, mode, umask, _ = request.pop(wire.CREATE_IN)
         name = request.name()
-        ctx = RequestContext(request.uid, request.gid, request.pid, umask)
+        ctx = _context(request, umask)
         mode &= ~umask
         made = await self._fs.create(request.nodeid, name, mode, self._open_flags(flags), ctx)
         return _created(request, *made)
 
     async def _tmpfile(self, request: Request) -> Reply:
         flags, mode, umask, _ = request.pop(wire.CREATE_IN)
-        ctx = RequestContext(request.uid, request.gid, request.pid, umask)
+        ctx = _context(request, umask)
         mode &= ~umask
         made = await self._fs.tmpfile(request.nodeid, mode, self._open_flags(flags), ctx)
         return _created(request, *made)
@@ -457,7 +457,7 @@ class Handlers:
     # Directories.
 
     async def _opendir(self, request: Request) -> Reply:
-        ctx = RequestContext(request.uid, request.gid, request.pid)
+        ctx = _context(request)
         fh = await self._fs.opendir(request.nodeid, ctx)
         request.opened = fh
         return protocol.opened_directory(fh)
@@ -514,8 +514,9 @@ _FLOCK: Final = {
 }
 
 
-def _context(request: Request) -> RequestContext:
-    return RequestContext(request.uid, request.gid, request.pid)
+def _context(request: Request, umask: int = 0) -> RequestContext:
+    # As RequestContext(...), in half the time.
+    return tuple.__new__(RequestContext, (request.uid, request.gid, request.pid, umask))
 
 
 def _made(request: Request, attr: EntryAttributes, kind: int) -> bytes:

@@ -7,12 +7,13 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import trio
 
 Handling = Coroutine[Any, Any, None]
+T = TypeVar("T")
 
 # Seconds for which cancelled handlers are waited for, where one may ignore that.
 _PATIENCE: Final = 1.0
@@ -33,8 +34,8 @@ class Loop(Protocol):
     def unwatch(self) -> None:
         """Do so no more."""
 
-    def start(self, handling: Handling, done: Callable[[], object]) -> bool:
-        """Run a handler; True if it has returned already, else *done* is called when it has."""
+    def start(self, handling: Handling, done: Callable[[T], object], argument: T) -> bool:
+        """Run a handler. True if it has returned already, else *done* will be called then."""
 
     def cancel(self) -> None:
         """Cancel the handlers under way."""
@@ -82,25 +83,25 @@ class AsyncioLoop:
 
     if sys.version_info >= (3, 12):
 
-        def start(self, handling: Handling, done: Callable[[], object]) -> bool:
+        def start(self, handling: Handling, done: Callable[[T], object], argument: T) -> bool:
             task = asyncio.Task(handling, loop=self._loop, eager_start=True)
             if task.done():
                 return True
-            self._keep(task, done)
+            self._keep(task, done, argument)
             return False
 
     else:
 
-        def start(self, handling: Handling, done: Callable[[], object]) -> bool:
-            self._keep(self._loop.create_task(handling), done)
+        def start(self, handling: Handling, done: Callable[[T], object], argument: T) -> bool:
+            self._keep(self._loop.create_task(handling), done, argument)
             return False
 
-    def _keep(self, task: "asyncio.Task[None]", done: Callable[[], object]) -> None:
+    def _keep(self, task: "asyncio.Task[None]", done: Callable[[T], object], argument: T) -> None:
         self._tasks.add(task)
 
         def finish(task: "asyncio.Task[None]") -> None:
             self._tasks.discard(task)
-            done()
+            done(argument)
 
         task.add_done_callback(finish)
 
@@ -155,14 +156,14 @@ class TrioLoop:
         if self._reading is not None:
             self._reading.cancel()
 
-    def start(self, handling: Handling, done: Callable[[], object]) -> bool:
+    def start(self, handling: Handling, done: Callable[[T], object], argument: T) -> bool:
         assert self._nursery is not None
 
         async def run() -> None:
             try:
                 await handling
             finally:
-                done()
+                done(argument)
 
         self._nursery.start_soon(run)
         return False

@@ -99,24 +99,6 @@ class Request:
     ``body`` has what follows the header; of a WRITE, ``data`` has what follows the fixed part.
     """
 
-    __slots__ = (
-        "answered",
-        "body",
-        "data",
-        "gid",
-        "granted",
-        "interrupted",
-        "len",
-        "nodeid",
-        "opcode",
-        "opened",
-        "pid",
-        "pos",
-        "scope",
-        "uid",
-        "unique",
-    )
-
     len: int
     opcode: int
     unique: int
@@ -125,9 +107,16 @@ class Request:
     gid: int
     pid: int
     body: bytes
-    data: bytes
-    pos: int
-    interrupted: bool
+    data: bytes = b""
+    pos: int = 0
+    interrupted: bool = False
+    answered: bool = False
+    # What a handler has promised by its result, to be taken back if no reply gets through: lookups,
+    # and an open file.
+    granted: Sequence[tuple[Any, int]] = ()
+    opened: int | None = None
+    # Cancels a handler that may be interrupted.
+    scope: Any = None
 
     def __init__(self, message: Buffer) -> None:
         """Take the parts of *message*, all that one read of /dev/fuse has returned.
@@ -154,16 +143,6 @@ class Request:
             self.data = bytes(view[_WRITE_HEAD:])
         else:
             self.body = bytes(view[40:])
-            self.data = b""
-        self.pos = 0
-        self.interrupted = False
-        self.answered: bool = False
-        # What a handler has promised by its result, to be taken back if no reply gets through:
-        # lookups, and an open file.
-        self.granted: Sequence[tuple[Any, int]] = ()
-        self.opened: int | None = None
-        # Cancels a handler that may be interrupted.
-        self.scope: Any = None
         if self.len != len(view):
             raise ProtocolError(f"a message of {len(view)} bytes says that it has {self.len}")
 
@@ -306,27 +285,19 @@ def _check(attr: EntryAttributes) -> None:
         raise ValueError(f"inode {attr.st_ino} has a size of {attr.st_size} bytes")
 
 
-def attributes(attr: EntryAttributes) -> bytes:
-    """The reply to GETATTR and SETATTR."""
-    if attr.st_mode >> 12 not in _TYPES or attr.st_size >> 63:
-        _check(attr)
-    valid, valid_ns = _timespan(attr.attr_timeout)
-    atime, atime_ns = divmod(attr.st_atime_ns, _NS)
-    mtime, mtime_ns = divmod(attr.st_mtime_ns, _NS)
-    ctime, ctime_ns = divmod(attr.st_ctime_ns, _NS)
-    return _packed(
-        wire.ATTR_OUT,
-        valid,
-        valid_ns,
+def _attr_fields(attr: EntryAttributes) -> tuple[int, ...]:
+    """What an ``ATTR_OUT`` and an ``ENTRY_OUT`` end with."""
+    atime, mtime, ctime = attr.st_atime_ns, attr.st_mtime_ns, attr.st_ctime_ns
+    return (
         attr.st_ino,
         attr.st_size,
         attr.st_blocks,
-        atime,
-        mtime,
-        ctime,
-        atime_ns,
-        mtime_ns,
-        ctime_ns,
+        atime // _NS,
+        mtime // _NS,
+        ctime // _NS,
+        atime % _NS,
+        mtime % _NS,
+        ctime % _NS,
         attr.st_mode,
         attr.st_nlink,
         attr.st_uid,
@@ -337,6 +308,13 @@ def attributes(attr: EntryAttributes) -> bytes:
     )
 
 
+def attributes(attr: EntryAttributes) -> bytes:
+    """The reply to GETATTR and SETATTR."""
+    if attr.st_mode >> 12 not in _TYPES or attr.st_size >> 63:
+        _check(attr)
+    return _packed(wire.ATTR_OUT, *_timespan(attr.attr_timeout), *_attr_fields(attr))
+
+
 def entry_fields(attr: EntryAttributes) -> tuple[int, ...]:
     """The values of an ``ENTRY_OUT``. An inode of 0 is the promise that there is no such entry."""
     ino = attr.st_ino
@@ -344,9 +322,6 @@ def entry_fields(attr: EntryAttributes) -> tuple[int, ...]:
         _check(attr)
     valid, valid_ns = _timespan(attr.entry_timeout)
     attr_valid, attr_valid_ns = _timespan(attr.attr_timeout)
-    atime, atime_ns = divmod(attr.st_atime_ns, _NS)
-    mtime, mtime_ns = divmod(attr.st_mtime_ns, _NS)
-    ctime, ctime_ns = divmod(attr.st_ctime_ns, _NS)
     return (
         ino,
         attr.generation,
@@ -354,22 +329,7 @@ def entry_fields(attr: EntryAttributes) -> tuple[int, ...]:
         attr_valid,
         valid_ns,
         attr_valid_ns,
-        ino,
-        attr.st_size,
-        attr.st_blocks,
-        atime,
-        mtime,
-        ctime,
-        atime_ns,
-        mtime_ns,
-        ctime_ns,
-        attr.st_mode,
-        attr.st_nlink,
-        attr.st_uid,
-        attr.st_gid,
-        attr.st_rdev,
-        attr.st_blksize,
-        0,
+        *_attr_fields(attr),
     )
 
 
