@@ -154,6 +154,38 @@ async def test_a_reply_that_the_kernel_would_refuse_is_an_error_of_the_call(
     assert len(caplog.records) >= 5
 
 
+async def test_an_inode_keeps_its_type_while_it_is_known(point, caplog):
+    class Fickle(Files):
+        async def unlink(self, parent_inode, name, ctx):
+            for inode in self.inodes.values():
+                inode[1] = stat.S_IFIFO | 0o644
+
+    filesystem = Fickle(a=b"content", b=b"", c=b"")
+    async with fuse.mount(filesystem, point) as session:
+        out = await client(
+            session,
+            """
+            fds = [os.open(top + "/" + name, os.O_PATH) for name in "ab"]
+            os.unlink(top + "/c")
+            for call in os.stat, lambda fd: os.chmod(f"/proc/self/fd/{fd}", 0o600):
+                try:
+                    call(fds.pop())
+                except OSError as error:
+                    print(errno.errorcode[error.errno])
+            """,
+        )
+        assert out.split() == ["EIO", "EIO"]
+        for inode in 2, 3:
+            assert f"the type of inode {inode} has changed, from 0o10 to 0o1" in caplog.text
+        # A number that was forgotten may become that of anything.
+        await client(session, "open('/proc/sys/vm/drop_caches', 'w').write('2')")
+        await until(lambda: not any(filesystem.lookups.values()), "a count of 0 for every inode")
+        out = await client(
+            session, "import stat; print(stat.S_ISFIFO(os.stat(top + '/a').st_mode))"
+        )
+        assert out == "True"
+
+
 async def test_the_kernel_forgets_what_was_looked_up(point):
     filesystem = Files(**{f"file{n}": b"" for n in range(300)})
     async with fuse.mount(filesystem, point) as session:

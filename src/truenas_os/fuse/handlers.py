@@ -30,7 +30,7 @@ from .datatypes import (
     XAttrNameT,
 )
 from .listing import ReaddirToken
-from .negotiation import Features, implemented
+from .negotiation import NEEDED, Features, implemented
 from .operations import Operations
 from .protocol import Request
 from .wire import InitFlag, Opcode
@@ -44,54 +44,7 @@ Reply: TypeAlias = bytes | bytearray | memoryview
 Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Reply | None]]
 
 _STACKTRACE: Final = b"fuse_stacktrace"
-_TIME = 1_000_000_000
-
-# The handler that each operation code needs. The others are served whatever a filesystem defines.
-_NEEDED: Final = {
-    Opcode.LOOKUP: "lookup",
-    Opcode.GETATTR: "getattr",
-    Opcode.SETATTR: "setattr",
-    Opcode.READLINK: "readlink",
-    Opcode.SYMLINK: "symlink",
-    Opcode.MKNOD: "mknod",
-    Opcode.MKDIR: "mkdir",
-    Opcode.UNLINK: "unlink",
-    Opcode.RMDIR: "rmdir",
-    Opcode.RENAME: "rename",
-    Opcode.RENAME2: "rename",
-    Opcode.LINK: "link",
-    Opcode.OPEN: "open",
-    Opcode.READ: "read",
-    Opcode.WRITE: "write",
-    Opcode.RELEASE: "release",
-    Opcode.FSYNC: "fsync",
-    Opcode.GETXATTR: "getxattr",
-    Opcode.LISTXATTR: "listxattr",
-    Opcode.REMOVEXATTR: "removexattr",
-    Opcode.FLUSH: "flush",
-    Opcode.OPENDIR: "opendir",
-    Opcode.READDIR: "readdir",
-    Opcode.RELEASEDIR: "releasedir",
-    Opcode.FSYNCDIR: "fsyncdir",
-    Opcode.GETLK: "getlk",
-    Opcode.ACCESS: "access",
-    Opcode.CREATE: "create",
-    Opcode.BMAP: "bmap",
-    Opcode.IOCTL: "ioctl",
-    Opcode.POLL: "poll",
-    Opcode.FALLOCATE: "fallocate",
-    Opcode.LSEEK: "lseek",
-    Opcode.COPY_FILE_RANGE: "copy_file_range",
-    Opcode.COPY_FILE_RANGE_64: "copy_file_range",
-    Opcode.TMPFILE: "tmpfile",
-    Opcode.STATX: "statx",
-}
-# What is answered where there is no handler, if not ENOSYS.
-ABSENT: Final[dict[int, int]] = {
-    Opcode.IOCTL: errno.ENOTTY,  # every open() of Python's asks whether a file is a terminal
-    Opcode.RELEASE: 0,
-    Opcode.RELEASEDIR: 0,
-}
+_TIME: Final = 1_000_000_000
 
 
 class Handlers:
@@ -102,9 +55,11 @@ class Handlers:
         self._poll_handle = poll_handle
         self._writeback = False
         self._setxattr_ext = False
+        # The types of inodes, as the bits of a mode above 12, until they are forgotten.
+        self._kinds: dict[int, int] = {}
         self.table: dict[int, Handler] = {
             opcode: getattr(self, f"_{opcode.name.lower()}")
-            for opcode, needed in _NEEDED.items()
+            for opcode, needed in NEEDED.items()
             if implemented(operations, needed)
         }
         self.table[Opcode.FORGET] = self._forget
@@ -135,6 +90,7 @@ class Handlers:
             request.granted = ((attr.st_ino, 1),)
             if attr.st_ino == wire.FUSE_ROOT_ID and name not in (b".", b".."):
                 raise ValueError(f"the entry {name!r} has the inode of the root")
+            self._kinds[attr.st_ino] = attr.st_mode >> 12
         return protocol.entry(attr)
 
     async def _forget(self, request: Request) -> None:
@@ -147,6 +103,8 @@ class Handlers:
 
     async def forget(self, inode_list: Sequence[tuple[Any, int]]) -> None:
         """Have the filesystem forget lookups; what it raises is only logged."""
+        for inode, _ in inode_list:
+            self._kinds.pop(inode, None)
         try:
             await self._fs.forget(inode_list)
         except Exception:
@@ -156,23 +114,38 @@ class Handlers:
         mode, rdev, umask = request.pop(wire.MKNOD_IN)
         ctx = _context(request, umask)
         attr = await self._fs.mknod(request.nodeid, request.name(), mode & ~umask, rdev, ctx)
-        return _made(request, attr, stat.S_IFMT(mode) or stat.S_IFREG)
+        return self._made(request, attr, stat.S_IFMT(mode) or stat.S_IFREG)
 
     async def _mkdir(self, request: Request) -> Reply:
         mode, umask = request.pop(wire.MKDIR_IN)
         ctx = _context(request, umask)
         attr = await self._fs.mkdir(request.nodeid, request.name(), mode & ~umask, ctx)
-        return _made(request, attr, stat.S_IFDIR)
+        return self._made(request, attr, stat.S_IFDIR)
 
     async def _symlink(self, request: Request) -> Reply:
         name, target = request.name(), FileNameT(request.parse_s())
         attr = await self._fs.symlink(request.nodeid, name, target, _context(request))
-        return _made(request, attr, stat.S_IFLNK)
+        return self._made(request, attr, stat.S_IFLNK)
 
     async def _link(self, request: Request) -> Reply:
         (inode,) = request.pop(wire.LINK_IN)
         attr = await self._fs.link(inode, request.nodeid, request.name(), _context(request))
-        return _made(request, attr, stat.S_IFMT(attr.st_mode))
+        return self._made(request, attr, stat.S_IFMT(attr.st_mode))
+
+    def _made(self, request: Request, attr: EntryAttributes, kind: int) -> bytes:
+        """The reply to what has made an entry: no other inode than the kernel has asked for."""
+        if attr.st_ino:
+            request.granted = ((attr.st_ino, 1),)
+        if attr.st_ino in (0, wire.FUSE_ROOT_ID):
+            raise ValueError(f"the inode {attr.st_ino} cannot be that of a new entry")
+        if stat.S_IFMT(attr.st_mode) != kind:
+            raise ValueError(f"the mode {attr.st_mode:#o} is not of the type that was asked for")
+        self._kinds[attr.st_ino] = attr.st_mode >> 12
+        return protocol.entry(attr)
+
+    def _created(self, request: Request, info: FileInfo, attr: EntryAttributes) -> bytes:
+        request.opened = info.fh
+        return self._made(request, attr, stat.S_IFREG) + protocol.opened(info)
 
     async def _unlink(self, request: Request) -> None:
         await self._fs.unlink(request.nodeid, request.name(), _context(request))
@@ -201,12 +174,22 @@ class Handlers:
 
     async def _getattr(self, request: Request) -> Reply:
         ctx = _context(request)
-        return protocol.attributes(await self._fs.getattr(request.nodeid, ctx))
+        attr = await self._fs.getattr(request.nodeid, ctx)
+        self._check_kind(request.nodeid, attr)
+        return protocol.attributes(attr)
+
+    def _check_kind(self, inode: int, attr: EntryAttributes) -> None:
+        """The kernel gives up an inode whose type has changed."""
+        kind = attr.st_mode >> 12
+        known = self._kinds.setdefault(inode, kind)
+        if kind != known:
+            raise ValueError(f"the type of inode {inode} has changed, from {known:#o} to {kind:#o}")
 
     async def _statx(self, request: Request) -> Reply:
         has, fh, flags, mask = request.read(wire.STATX_IN)
         file = fh if has & wire.GETATTR_FH else None
         attr = await self._fs.statx(request.nodeid, file, flags, mask, _context(request))
+        self._check_kind(request.nodeid, attr)
         return protocol.statx_attributes(attr)
 
     async def _setattr(self, request: Request) -> Reply:
@@ -248,6 +231,7 @@ class Handlers:
         )
         file = fh if valid & wire.FATTR_FH else None
         result = await self._fs.setattr(request.nodeid, attr, fields, file, _context(request))
+        self._check_kind(request.nodeid, result)
         return protocol.attributes(result)
 
     async def _access(self, request: Request) -> None:
@@ -347,14 +331,14 @@ class Handlers:
         ctx = _context(request, umask)
         mode &= ~umask
         made = await self._fs.create(request.nodeid, name, mode, self._open_flags(flags), ctx)
-        return _created(request, *made)
+        return self._created(request, *made)
 
     async def _tmpfile(self, request: Request) -> Reply:
         flags, mode, umask, _ = request.pop(wire.CREATE_IN)
         ctx = _context(request, umask)
         mode &= ~umask
         made = await self._fs.tmpfile(request.nodeid, mode, self._open_flags(flags), ctx)
-        return _created(request, *made)
+        return self._created(request, *made)
 
     async def _read(self, request: Request) -> Reply:
         fh, off, size, _, _, _ = request.read(wire.READ_IN)
@@ -464,7 +448,7 @@ class Handlers:
 
     async def _readdir(self, request: Request) -> Reply:
         fh, off, size, _, _, _ = request.read(wire.READ_IN)
-        token = ReaddirToken(size, plus=False)
+        token = ReaddirToken(size)
         await self._listed(request, token, self._fs.readdir(fh, off, token))
         # The kernel counts no lookups for a plain listing, but the filesystem has.
         request.granted = ()
@@ -474,7 +458,7 @@ class Handlers:
 
     async def _readdirplus(self, request: Request) -> Reply:
         fh, off, size, _, _, _ = request.read(wire.READ_IN)
-        token = ReaddirToken(size, plus=True)
+        token = ReaddirToken(size, self._kinds)
         await self._listed(request, token, self._fs.readdirplus(fh, off, token))
         return token.reply.content
 
@@ -517,22 +501,6 @@ _FLOCK: Final = {
 def _context(request: Request, umask: int = 0) -> RequestContext:
     # As RequestContext(...), in half the time.
     return tuple.__new__(RequestContext, (request.uid, request.gid, request.pid, umask))
-
-
-def _made(request: Request, attr: EntryAttributes, kind: int) -> bytes:
-    """The reply to what has made an entry: the kernel takes no other inode than it asked for."""
-    if attr.st_ino:
-        request.granted = ((attr.st_ino, 1),)
-    if attr.st_ino in (0, wire.FUSE_ROOT_ID):
-        raise ValueError(f"the inode {attr.st_ino} cannot be that of a new entry")
-    if stat.S_IFMT(attr.st_mode) != kind:
-        raise ValueError(f"the mode {attr.st_mode:#o} is not of the type that was asked for")
-    return protocol.entry(attr)
-
-
-def _created(request: Request, info: FileInfo, attr: EntryAttributes) -> bytes:
-    request.opened = info.fh
-    return _made(request, attr, stat.S_IFREG) + protocol.opened(info)
 
 
 def _fitting(value: bytes, size: int) -> Reply:

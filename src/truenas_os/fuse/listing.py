@@ -8,16 +8,14 @@ from .protocol import Readdir
 class ReaddirToken:
     """The reply to a request for entries of a directory, for :func:`readdir_reply` to fill."""
 
-    __slots__ = ("_add", "_closed", "granted", "reply")
+    __slots__ = ("_closed", "_kinds", "granted", "reply")
 
-    def __init__(self, size: int, plus: bool) -> None:
+    def __init__(self, size: int, kinds: dict[int, int] | None = None) -> None:
+        """Have room for *size* bytes, with attributes if there is a place for inodes' types."""
         self.reply: Readdir = Readdir(size)
-        self._add = self.reply.try_add_plus if plus else self._add_plain
+        self._kinds = kinds
         self._closed = False
         self.granted: list[tuple[int, int]] = []
-
-    def _add_plain(self, attr: EntryAttributes, off: int, name: bytes) -> bool:
-        return self.reply.try_add(attr.st_ino, off, attr.st_mode, name)
 
     def add(self, name: bytes, attr: EntryAttributes, next_id: int) -> bool:
         """See :func:`readdir_reply`."""
@@ -25,11 +23,15 @@ class ReaddirToken:
             raise ValueError("this token's handler has returned")
         if not attr.st_ino:
             raise ValueError(f"the entry {name!r} has no inode")
-        if not self._add(attr, next_id, name):
-            return False
-        if name not in (b".", b".."):
+        if self._kinds is None:
+            taken = self.reply.try_add(attr.st_ino, next_id, attr.st_mode, name)
+        else:
+            taken = self.reply.try_add_plus(attr, next_id, name)
+        if taken and name not in (b".", b".."):
             self.granted.append((attr.st_ino, 1))
-        return True
+            if self._kinds is not None:
+                self._kinds[attr.st_ino] = attr.st_mode >> 12
+        return taken
 
     def close(self) -> None:
         """The handler has returned: nothing more is to be added."""

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """What a filesystem and the kernel agree on at the beginning of a connection."""
 
+import errno
 from typing import Final, NamedTuple
 
 from . import wire
 from .operations import Operations
 from .protocol import ProtocolError, Request
-from .wire import InitFlag
+from .wire import InitFlag, Opcode
 
 MAX_WRITE: Final = 1 << 20
 """Bytes that a request carries at most."""
@@ -27,6 +28,54 @@ _ALWAYS: Final = (
 )
 
 _ACL: Final = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT
+
+
+NEEDED: Final = {
+    Opcode.LOOKUP: "lookup",
+    Opcode.GETATTR: "getattr",
+    Opcode.SETATTR: "setattr",
+    Opcode.READLINK: "readlink",
+    Opcode.SYMLINK: "symlink",
+    Opcode.MKNOD: "mknod",
+    Opcode.MKDIR: "mkdir",
+    Opcode.UNLINK: "unlink",
+    Opcode.RMDIR: "rmdir",
+    Opcode.RENAME: "rename",
+    Opcode.RENAME2: "rename",
+    Opcode.LINK: "link",
+    Opcode.OPEN: "open",
+    Opcode.READ: "read",
+    Opcode.WRITE: "write",
+    Opcode.RELEASE: "release",
+    Opcode.FSYNC: "fsync",
+    Opcode.GETXATTR: "getxattr",
+    Opcode.LISTXATTR: "listxattr",
+    Opcode.REMOVEXATTR: "removexattr",
+    Opcode.FLUSH: "flush",
+    Opcode.OPENDIR: "opendir",
+    Opcode.READDIR: "readdir",
+    Opcode.RELEASEDIR: "releasedir",
+    Opcode.FSYNCDIR: "fsyncdir",
+    Opcode.GETLK: "getlk",
+    Opcode.ACCESS: "access",
+    Opcode.CREATE: "create",
+    Opcode.BMAP: "bmap",
+    Opcode.IOCTL: "ioctl",
+    Opcode.POLL: "poll",
+    Opcode.FALLOCATE: "fallocate",
+    Opcode.LSEEK: "lseek",
+    Opcode.COPY_FILE_RANGE: "copy_file_range",
+    Opcode.COPY_FILE_RANGE_64: "copy_file_range",
+    Opcode.TMPFILE: "tmpfile",
+    Opcode.STATX: "statx",
+}
+"""The handler that each operation code needs; what is missing here is always served."""
+ABSENT: Final[dict[int, int]] = {
+    Opcode.IOCTL: errno.ENOTTY,  # every open() of Python's asks whether a file is a terminal
+    Opcode.RELEASE: 0,
+    Opcode.RELEASEDIR: 0,
+}
+"""The errno that is answered where there is no handler, if not ENOSYS."""
 
 
 class Features(NamedTuple):

@@ -17,9 +17,9 @@ from . import protocol, wire
 from .current import serving
 from .datatypes import FUSEError
 from .forks import own
-from .handlers import ABSENT, Handler, Handlers, Reply
+from .handlers import Handler, Handlers, Reply
 from .loops import Loop
-from .negotiation import MAX_WRITE, Features, negotiate
+from .negotiation import ABSENT, MAX_WRITE, Features, negotiate
 from .notifications import Notifier, PollHandle
 from .operations import Operations
 from .protocol import ProtocolError, Request
@@ -103,6 +103,7 @@ class Server:
         self._active: dict[int, Request] = {}
         self._taken = 0
         self._queue: deque[tuple[Handler, Request]] = deque()
+        self._catching_up = False
         self._idle = anyio.Event()
         self._counts = [0] * 64
         self._destroyed = False
@@ -286,10 +287,22 @@ class Server:
         self._active.pop(request.unique, None)
         if request.opcode not in _SLOTLESS:
             self._taken -= 1
-        while self._queue and self._taken < self._max_tasks:
-            self._start(*self._queue.popleft())
+        if self._queue and not self._catching_up:
+            self._catching_up = True
+            self._loop.spawn(self._catch_up)
         if not self._active:
             self._idle.set()
+
+    async def _catch_up(self) -> None:
+        """Start the handlers of what waits; as in :meth:`drain`, not too many at once."""
+        self._catching_up = False
+        until = perf_counter() + _SECONDS_AT_ONCE
+        while self._queue and self._taken < self._max_tasks:
+            if perf_counter() > until:
+                self._catching_up = True
+                self._loop.spawn(self._catch_up)
+                return
+            self._start(*self._queue.popleft())
 
     async def _handle(self, handler: Handler, request: Request) -> None:
         serving.set((self, request))
