@@ -301,8 +301,7 @@ async def test_closing_from_another_task_ends_who_waits(mount_dir):
                     await walk.aclose()
             stop.go()
         assert ended == [True]
-        # What a walk before this one still had open may be closed by now.
-        await until(lambda: set(kernel.open_fds()) <= set(before), "the end of all descriptors")
+        await fds_return_to(before)
 
 
 def test_closing_from_another_thread_ends_who_waits(mount_dir):
