@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 from importlib import metadata
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from command_line import (
     without_styles,
 )
 
-from truenas_os import blocking
+from truenas_os import blocking, cli
 
 
 def told_text(written, env):
@@ -95,7 +96,7 @@ def test_hostile_names_are_escaped_in_errors(mount_dir, name, command):
         done = run(command, path, env=env)
         assert (done.returncode, done.stdout) == (1, b"")
         line = told_text(done.stderr, env)
-        told = b"truenas_os: " + path + b": No such file or directory\n"
+        told = b"truenas-os: " + path + b": No such file or directory\n"
         assert line.count("\n") == 1
         assert unescaped(line.encode()) == told
 
@@ -117,14 +118,14 @@ def test_a_bad_path_is_one_line_and_status_1(tmp_path, command, options, name, r
     (tmp_path / "loop").symlink_to("loop")
     done = run(command, *options, name, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.decode() == f"truenas_os: {name}: {reason}\n"
+    assert done.stderr.decode() == f"truenas-os: {name}: {reason}\n"
 
 
 @pytest.mark.parametrize("command", ["mounts", "stat", "umount", "watch"])
 def test_an_empty_path_is_one_line_and_status_1(command):
     done = run(command, "")
     assert (done.returncode, done.stdout) == (1, b"")
-    assert re.fullmatch(rb"truenas_os: '': No such file or directory\n", done.stderr)
+    assert re.fullmatch(rb"truenas-os: '': No such file or directory\n", done.stderr)
 
 
 @pytest.mark.parametrize("command", ["mounts", "stat", "umount"])
@@ -135,14 +136,14 @@ def test_a_path_without_permission_is_one_line_and_status_1(tmp_path, command):
     powerless = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all")
     done = run(command, closed / "below", command=powerless)
     assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.decode() == f"truenas_os: {closed}/below: Permission denied\n"
+    assert done.stderr.decode() == f"truenas-os: {closed}/below: Permission denied\n"
 
 
 def test_a_mount_that_is_not_visible_is_explained_in_one_line():
     done = run("mounts", "/proc/self/fd/0", stdin=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (1, b"")
     assert re.fullmatch(
-        rb"truenas_os: /proc/self/fd/0: No such file or directory \(.*is not visible in this mount "
+        rb"truenas-os: /proc/self/fd/0: No such file or directory \(.*is not visible in this mount "
         rb"namespace\)\n",
         done.stderr,
     )
@@ -156,7 +157,7 @@ def test_a_mount_that_is_not_visible_is_explained_in_one_line():
 def test_wrong_usage_is_status_2(arguments):
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr.startswith(b"usage: python -m truenas_os")
+    assert done.stderr.startswith(b"usage: truenas-os")
 
 
 @hostile
@@ -175,12 +176,13 @@ def test_wrong_usage_repeats_no_hostile_argument(name):
 )
 def test_help_has_an_example(arguments):
     shown = succeeded(*arguments, "-h").decode("ascii")
-    assert re.search(r"examples?:\s+python -m truenas_os \w+", shown)
-    assert max(map(len, shown.splitlines())) <= 100
+    assert re.search(r"examples?:\s+truenas-os \w+", shown)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert arguments or "exit status:" in shown
 
 
 def test_the_version_is_that_of_the_package():
-    assert succeeded("--version").decode() == f"truenas_os {metadata.version('truenas-os')}\n"
+    assert succeeded("--version").decode() == f"truenas-os {metadata.version('truenas-os')}\n"
 
 
 @pytest.mark.parametrize(
@@ -210,14 +212,14 @@ def test_a_full_device_is_one_line_and_status_1(arguments):
     with open("/dev/full", "wb") as full:
         done = run(*arguments, stdout=full)
     assert done.returncode == 1
-    assert done.stderr == b"truenas_os: No space left on device\n"
+    assert done.stderr == b"truenas-os: No space left on device\n"
 
 
 def test_a_stdout_that_is_closed_is_one_line_and_status_1():
     for arguments in (("mounts",), ("stat", "/")):
         done = run(*arguments, command=("sh", "-c", 'exec "$@" >&-', "sh"))
         assert done.returncode == 1
-        assert done.stderr == b"truenas_os: standard output: Bad file descriptor\n"
+        assert done.stderr == b"truenas-os: standard output: Bad file descriptor\n"
 
 
 def test_ctrl_c_is_quiet_and_status_130(many_mounts):
@@ -240,7 +242,7 @@ def test_ctrl_c_is_quiet_and_status_130(many_mounts):
 
 def test_ctrl_c_does_not_wait_for_a_reader_of_what_was_buffered():
     prepared = """if True:
-        from truenas_os import blocking
+        from truenas_os import blocking, cli
 
         def iter_mount(**_):
             sys.stdout.write("some")
@@ -263,3 +265,35 @@ def test_ctrl_c_does_not_wait_for_a_reader_of_what_was_buffered():
         os.close(reader)
         os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGINT, b"")
+
+
+def completed(*words):
+    """What bash offers in place of the last word."""
+    script = succeeded("--print-completion", "bash").decode() + textwrap.dedent(
+        """
+        COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+        _shtab_truenas_os
+        printf '%s\\n' "${COMPREPLY[@]}"
+        """
+    )
+    done = subprocess.run(["bash", "-c", script, "bash", "truenas-os", *words], capture_output=True)
+    assert done.stderr == b""
+    return done.stdout.decode().split()
+
+
+def test_the_shell_completes_commands_options_and_paths(tmp_path):
+    (tmp_path / "directory").mkdir()
+    assert completed("watch", "--kind", "tr") == ["transient"]
+    assert completed("mounts", f"{tmp_path}/di") == [f"{tmp_path}/directory"]
+    assert succeeded("--print-completion", "zsh").startswith(b"#compdef truenas-os\n")
+
+
+def test_completion_without_shtab_is_a_line_and_status_1():
+    done = run("--print-completion", "bash", prepared="sys.modules['shtab'] = None")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"truenas-os: completion needs shtab: pip install 'truenas-os[cli]'\n"
+
+
+def test_the_console_script_is_the_same_program():
+    (script,) = metadata.entry_points(group="console_scripts", name="truenas-os")
+    assert script.load() is cli.main

@@ -192,7 +192,7 @@ def test_a_name_may_begin_with_a_dash(mount_dir):
 )
 def test_the_words_of_the_kernel_are_shown(target, arguments, reason, words):
     line = failed("mount", *arguments, target)
-    assert line.startswith(f"truenas_os: {target}: {reason} (")
+    assert line.startswith(f"truenas-os: {target}: {reason} (")
     assert words in line
     assert line.count("\n") == 1
     assert at(target) == []
@@ -201,13 +201,13 @@ def test_the_words_of_the_kernel_are_shown(target, arguments, reason, words):
 @needs_root
 def test_the_words_of_the_kernel_about_a_source_are_shown(target):
     line = failed("mount", "-t", "ext4", "/nonexistent", target)
-    assert line.startswith(f"truenas_os: {target}: No such file or directory (")
+    assert line.startswith(f"truenas-os: {target}: No such file or directory (")
     assert "/nonexistent: Can't lookup blockdev" in line
 
 
 def test_a_filesystem_that_does_not_exist_is_named(target):
     line = failed("mount", "-t", "nonsense", target)
-    assert re.fullmatch(r"truenas_os: nonsense: No such device \(.*\)\n", line)
+    assert re.fullmatch(r"truenas-os: nonsense: No such device \(.*\)\n", line)
     assert str(target) in line
 
 
@@ -224,9 +224,9 @@ def test_mount_shows_no_hostile_name_in_errors(mount_dir, name, capsys):
         assert main(arguments) == 1
         line = capsys.readouterr().err
         assert [char for char in line[:-1] if not char.isprintable()] == []
-        assert line.startswith("truenas_os: ")
+        assert line.startswith("truenas-os: ")
     assert unescaped(line.encode()) == (
-        b"truenas_os: " + os.fsencode(target) + b": No such file or directory\n"
+        b"truenas-os: " + os.fsencode(target) + b": No such file or directory\n"
     )
 
 
@@ -246,7 +246,7 @@ def test_a_symlink_as_target_is_not_followed(target, arguments):
     link = target.with_name("link")
     link.symlink_to(target)
     line = failed(*arguments, link)
-    assert line.startswith(f"truenas_os: {link}: Invalid argument")
+    assert line.startswith(f"truenas-os: {link}: Invalid argument")
     assert len(at(target)) == 1
 
 
@@ -268,7 +268,7 @@ def test_a_bad_target_is_one_line_and_status_1(tmp_path, arguments, name, reason
     (tmp_path / "file").touch()
     line = failed(*arguments, name, cwd=tmp_path)
     shown = re.escape(name or "''")
-    assert re.fullmatch(rf"truenas_os: {shown}: {reason}( \(.*\))?\n", line)
+    assert re.fullmatch(rf"truenas-os: {shown}: {reason}( \(.*\))?\n", line)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_who_may_not_mount_is_told_so_in_one_line(target, arguments):
     tmpfs(target)
     given = [str(target) if word == "TARGET" else word for word in arguments]
     line = failed(*given, command=POWERLESS)
-    assert re.fullmatch(r"truenas_os: .*: Operation not permitted( \(.*\))?\n", line)
+    assert re.fullmatch(r"truenas-os: .*: Operation not permitted( \(.*\))?\n", line)
     assert str(target) in line
     assert len(at(target)) == 1
 
@@ -377,7 +377,7 @@ def test_bind_maps_ids(target, mappings, seen):
 def test_a_filesystem_that_cannot_be_mapped_is_explained(target):
     line = failed("bind", "--idmap", "b:0:0:1", "/proc", target)
     assert re.fullmatch(
-        r"truenas_os: .*: (Invalid argument|Operation not permitted) \(.*\)\n", line
+        r"truenas-os: .*: (Invalid argument|Operation not permitted) \(.*\)\n", line
     )
     assert str(target) in line
     assert at(target) == []
@@ -400,14 +400,14 @@ def test_umount_takes_a_relative_path(target):
 
 
 def test_umount_of_no_mount_point_is_one_line(target):
-    assert failed("umount", target) == f"truenas_os: {target}: Invalid argument\n"
+    assert failed("umount", target) == f"truenas-os: {target}: Invalid argument\n"
 
 
 def test_a_mount_in_use_is_one_line_and_stays(target):
     tmpfs(target)
     with open(target / "file", "w"):
         line = failed("umount", target)
-    assert line == f"truenas_os: {target}: Device or resource busy\n"
+    assert line == f"truenas-os: {target}: Device or resource busy\n"
     assert len(at(target)) == 1
 
 
@@ -416,7 +416,7 @@ def test_the_mounts_below_are_named(target):
     tmpfs(target / "below")
     line = failed("umount", target)
     notes = f"(mounts are below it: {target}/below)"
-    assert line == f"truenas_os: {target}: Device or resource busy {notes}\n"
+    assert line == f"truenas-os: {target}: Device or resource busy {notes}\n"
 
 
 def nested(target):
@@ -444,9 +444,9 @@ def test_what_a_recursive_umount_leaves_is_a_line_for_each(target):
         lines = failed("umount", "-R", target).splitlines()
     busy = "Device or resource busy"
     assert lines == [
-        f"truenas_os: {target}/a/b: {busy}",
-        f"truenas_os: {target}/a: {busy} (mounts are below it: {target}/a/b)",
-        f"truenas_os: {target}: {busy} (mounts are below it: {target}/a, {target}/a/b)",
+        f"truenas-os: {target}/a/b: {busy}",
+        f"truenas-os: {target}/a: {busy} (mounts are below it: {target}/a/b)",
+        f"truenas-os: {target}: {busy} (mounts are below it: {target}/a, {target}/a/b)",
     ]
     assert at(target / "c") == []
 
@@ -460,7 +460,7 @@ def test_hostile_names_of_what_is_left_keep_their_line(target, name):
         done = run("umount", "-R", target)
     lines = done.stderr.splitlines()
     assert (done.returncode, len(lines)) == (1, 2)
-    assert unescaped(lines[0]) == b"truenas_os: " + below + b": Device or resource busy"
+    assert unescaped(lines[0]) == b"truenas-os: " + below + b": Device or resource busy"
     assert [char for char in done.stderr.decode() if not char.isprintable() and char != "\n"] == []
 
 
@@ -495,7 +495,7 @@ def test_hostile_names_of_what_is_left_keep_their_line(target, name):
 )
 def test_wrong_usage_is_explained(arguments, reason):
     errors = failed(*arguments, status=2)
-    assert errors.startswith("usage: python -m truenas_os")
+    assert errors.startswith("usage: truenas-os")
     assert reason in errors
 
 

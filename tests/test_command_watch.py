@@ -251,7 +251,7 @@ def test_a_stdout_that_is_closed_is_one_line_and_status_1(mount_dir):
         while process.poll() is None:
             kernel.umount(make(mount_dir))
         assert process.returncode == 1
-        assert process.stderr.read() == b"truenas_os: standard output: Bad file descriptor\n"
+        assert process.stderr.read() == b"truenas-os: standard output: Bad file descriptor\n"
 
 
 @pytest.mark.parametrize("arguments", [("--kind", "other"), ("a", "b"), ("--kind",)], ids=str)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
-"""The command line: ``python -m truenas_os COMMAND``.
+"""The command line: ``truenas-os COMMAND``.
 
 A command is a module of this package, named in ``_COMMANDS``. Its ``register(commands)`` adds a
 parser that sets ``run``, a function of the parsed arguments; an :exc:`OSError` that leaves ``run``
@@ -7,7 +7,6 @@ becomes one line on stderr, and a group of them a line for each.
 """
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,9 +24,18 @@ _COMMANDS = (
     "watch",
 )
 
-_STATUS = """\
+_EPILOG = """\
 exit status:
-  0 success, 1 failure (a line on stderr for each says which), 2 wrong usage
+    0  success
+    1  failure; a line on stderr for each says which
+    2  wrong usage
+  130  ended by Ctrl-C (SIGINT)
+  141  ended because nobody reads the output any more (SIGPIPE)
+  143  ended by SIGTERM
+
+examples:
+  truenas-os mounts /home
+  truenas-os --print-completion bash >> ~/.bash_completion
 """
 
 
@@ -36,23 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             arguments = _parser().parse_args(argv)
-            arguments.run(arguments)
+            status: int = arguments.run(arguments) or 0
         except KeyboardInterrupt:
             # Who pressed Ctrl-C does not wait for a reader of the rest.
             output.discard()
             raise
         finally:
             output.flush()
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as interrupt:
+        return 128 + int(getattr(interrupt, "number", signal.SIGINT))
     except BrokenPipeError:
         # What a program killed by the signal, as others are, would leave to its shell.
         return 128 + signal.SIGPIPE
     except (OSError, ExceptionGroup) as error:
         for each in _errors(error):
-            output.write_error(_explained(each))
+            output.write_error(output.explained(each))
         return 1
-    return 0
+    return status
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,18 +74,38 @@ class _Version(argparse.Action):
     """Finding out the version takes longer than most commands do, so only on request."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        output.write(f"truenas_os {metadata.version('truenas-os')}\n")
+        output.write(f"truenas-os {metadata.version('truenas-os')}\n")
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    """A script for a shell, made of the parser."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _: argparse.Namespace, shell: Any, *__: Any
+    ) -> NoReturn:
+        try:
+            from .completion import script
+        except ImportError:
+            parser.exit(1, "truenas-os: completion needs shtab: pip install 'truenas-os[cli]'\n")
+        output.write(script(parser, shell))
         parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m truenas_os",
-        description="Ask the Linux kernel about mounts and files; mount and unmount.",
-        epilog=_STATUS + "\nexample: python -m truenas_os mounts /home",
+        prog="truenas-os",
+        description="Ask the Linux kernel about mounts and files; mount, walk, watch and serve.",
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print what makes that shell complete commands, and exit",
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in _COMMANDS:
         import_module(f".{name}", __name__).register(commands)
@@ -93,14 +121,3 @@ def _errors(error: OSError | ExceptionGroup) -> Iterator[OSError]:
         if not isinstance(each, (OSError, ExceptionGroup)):
             raise error
         yield from _errors(each)
-
-
-def _explained(error: OSError) -> str:
-    """The path, what is wrong with it, and the notes that the library left."""
-    text = error.strerror or str(error)
-    if isinstance(error.filename, (str, bytes)):
-        name = os.fsdecode(error.filename) or "''"
-        text = f"{name}: {text}"
-    if notes := getattr(error, "__notes__", ()):
-        text += f" ({'; '.join(notes)})"
-    return text

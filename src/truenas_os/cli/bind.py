@@ -11,17 +11,18 @@ from .. import blocking
 from ..blocking import IdmapMapping, MountAttr
 
 _DESCRIPTION = """\
-Bind SOURCE, a directory or a file, to TARGET, which must exist and be of the same kind. Symlinks in
-SOURCE are followed, a symlink as TARGET is not.
+Bind SOURCE, a directory or a file, to TARGET, which must exist and be of the
+same kind. Symlinks in SOURCE are followed, a symlink as TARGET is not.
 """
 _EPILOG = """\
-A MAPPING is KIND:INSIDE:OUTSIDE:LENGTH. Of so many ids, what is INSIDE on the filesystem shows as
-OUTSIDE in the mount. KIND is u for users, g for groups, b for both. Ids of a kind that has no
-MAPPING stay as they are; of a kind that has, the others show as nobody.
+A MAPPING is KIND:INSIDE:OUTSIDE:LENGTH. Of so many ids, what is INSIDE on the
+filesystem shows as OUTSIDE in the mount. KIND is u for users, g for groups, b
+for both. Ids of a kind that has no MAPPING stay as they are; of a kind that
+has, the others show as nobody.
 
 examples:
-  python -m truenas_os bind --ro /srv/www /mnt
-  python -m truenas_os bind -R --idmap b:0:100000:65536 /srv/containers/7 /mnt
+  truenas-os bind --ro /srv/www /mnt
+  truenas-os bind -R --idmap b:0:100000:65536 /srv/containers/7 /mnt
 """
 
 _KINDS = {"u": "u", "g": "g", "b": "ug"}

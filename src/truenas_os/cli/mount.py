@@ -11,20 +11,22 @@ from ..blocking import MountAttr
 from ..blocking.mounting import ATTRIBUTES
 
 _DESCRIPTION = """\
-Mount a filesystem at TARGET, on top of what is mounted there. A symlink as TARGET is not followed,
-and no helper program is run.
+Mount a filesystem at TARGET, on top of what is mounted there. A symlink as
+TARGET is not followed, and no helper program is run.
 
-OPTIONS are separated by commas. nosuid, nodev, noexec, nosymfollow, noatime, nodiratime, relatime,
-strictatime, and their opposites suid, dev, exec, symfollow, atime, diratime, are attributes of the
-mount, of which the last word counts. ro makes both the filesystem and the mount read-only, rw
-neither; loop mounts the file SOURCE; defaults stands for nothing. All others are for the
-filesystem, as NAME or NAME=VALUE, each once. A VALUE with commas goes into double quotes.
+OPTIONS are separated by commas. nosuid, nodev, noexec, nosymfollow, noatime,
+nodiratime, relatime, strictatime, and their opposites suid, dev, exec,
+symfollow, atime, diratime, are attributes of the mount, of which the last word
+counts. ro makes both the filesystem and the mount read-only, rw neither; loop
+mounts the file SOURCE; defaults stands for nothing. All others are for the
+filesystem, as NAME or NAME=VALUE, each once. A VALUE with commas goes into
+double quotes.
 """
 _EPILOG = """\
 examples:
-  python -m truenas_os mount -t tmpfs -o size=16M,mode=700,nosuid scratch /mnt
-  python -m truenas_os mount -t ext4 -o loop,ro disk.img /mnt
-  python -m truenas_os mount -t overlay -o 'lowerdir="/a,b:/c"' --mkdir /mnt/merged
+  truenas-os mount -t tmpfs -o size=16M,mode=700,nosuid scratch /mnt
+  truenas-os mount -t ext4 -o loop,ro disk.img /mnt
+  truenas-os mount -t overlay -o 'lowerdir="/a,b:/c"' --mkdir /mnt/merged
 """
 
 # What of the attributes a word replaces, and what it sets.

@@ -16,24 +16,27 @@ from .tree import Row, characters, write_tree
 _HEADER: Final[Row] = ("TARGET", "SOURCE", "FSTYPE", "OPTIONS")
 
 _DESCRIPTION = """\
-List the mounts that this process can see, or with PATH only the one that holds that path.
+List the mounts that this process can see, or with PATH only the one that holds
+that path.
 
-On a terminal: a tree, children below their parents, with a header, the options cut to fit.
-Otherwise, for scripts: no header, a line for each mount in the order of their ids, with
-TARGET SOURCE FSTYPE OPTIONS separated by one space. Spaces inside a column are written
-\\x20, and an empty column is "-".
+On a terminal: a tree, children below their parents, with a header, the options
+cut to fit. Otherwise, for scripts: no header, a line for each mount in the
+order of their ids, with TARGET SOURCE FSTYPE OPTIONS separated by one space.
+Spaces inside a column are written \\x20, and an empty column is "-".
 
-Bytes that a terminal must not get, or cannot show, are written \\xNN everywhere but in JSON.
+Bytes that a terminal must not get, or cannot show, are written \\xNN
+everywhere but in JSON.
 """
 _EPILOG = """\
-JSON is an array of objects, also for one mount; the keys are the fields of StatmountResult.
-A byte in a name that is not UTF-8 is the escape of a lone surrogate, \\udc80 to \\udcff, as
-os.fsdecode makes it and os.fsencode takes it back.
+JSON is an array of objects, also for one mount; the keys are the fields of
+StatmountResult. A byte in a name that is not UTF-8 is the escape of a lone
+surrogate, \\udc80 to \\udcff, as os.fsdecode makes it and os.fsencode takes it
+back.
 
 examples:
-  python -m truenas_os mounts
-  python -m truenas_os mounts /home --all-fields
-  python -m truenas_os mounts --json | jq -r '.[] | select(.fs_type == "zfs") | .mnt_point'
+  truenas-os mounts
+  truenas-os mounts /home --all-fields
+  truenas-os mounts --json | jq -r '.[] | select(.fs_type == "zfs").mnt_point'
 """
 
 _TABLE_MASK: Final = (

@@ -66,6 +66,12 @@ def write(text: str) -> None:
     sys.stdout.write(text)
 
 
+def write_bytes(content: bytes) -> None:
+    """Write to stdout what is in no encoding."""
+    write("")
+    sys.stdout.buffer.write(content)
+
+
 def write_json(value: object) -> None:
     r"""Write *value* as JSON, in printable ASCII, valid whatever bytes its texts hold.
 
@@ -75,11 +81,22 @@ def write_json(value: object) -> None:
     write(json.dumps(value, indent=2) + "\n")
 
 
+def explained(error: OSError) -> str:
+    """The path, what is wrong with it, and the notes that the library left."""
+    text = error.strerror or str(error)
+    if isinstance(error.filename, (str, bytes)):
+        name = os.fsdecode(error.filename) or "''"
+        text = f"{name}: {text}"
+    if notes := getattr(error, "__notes__", ()):
+        text += f" ({'; '.join(notes)})"
+    return text
+
+
 def write_error(message: str) -> None:
     """Write one line to stderr, if there is anybody to read it."""
     with contextlib.suppress(OSError):
         if sys.stderr is not None:
-            print(f"truenas_os: {escaped(message, encoding_of(sys.stderr))}", file=sys.stderr)
+            print(f"truenas-os: {escaped(message, encoding_of(sys.stderr))}", file=sys.stderr)
 
 
 def flush() -> None:

@@ -18,17 +18,18 @@ from .output import encoding_of, escaped, flag_names, write, write_json
 _DESCRIPTION = """\
 Show what statx(2) says of PATH; of a symlink, not of what it leads to.
 
-Bytes that a terminal must not get, or cannot show, are written \\xNN. What the file system does
-not tell is "-".
+Bytes that a terminal must not get, or cannot show, are written \\xNN. What the
+file system does not tell is "-".
 """
 _EPILOG = """\
-JSON is one object: the fields of StatxResult, the times in nanoseconds too (stx_atime_ns ...),
-and the device numbers as os.makedev makes them (stx_dev, stx_rdev). stx_mask tells which fields
-the file system filled in (STATX_*); others are 0.
+JSON is one object: the fields of StatxResult, the times in nanoseconds too
+(stx_atime_ns ...), and the device numbers as os.makedev makes them (stx_dev,
+stx_rdev). stx_mask tells which fields the file system filled in (STATX_*);
+others are 0.
 
 examples:
-  python -m truenas_os stat /etc/hosts
-  python -m truenas_os stat /etc/hosts --json | jq .stx_btime_ns
+  truenas-os stat /etc/hosts
+  truenas-os stat /etc/hosts --json | jq .stx_btime_ns
 """
 
 # All that there is, except the bit that the kernel refuses.
@@ -83,7 +84,7 @@ def _lines(path: str, found: StatxResult) -> list[tuple[str, str]]:
     kind = stat.S_IFMT(found.stx_mode)
     lines = [
         ("name", _name(path, kind)),
-        ("type", told(StatxMask.TYPE, _TYPES.get(kind, f"{kind:#o}"))),
+        ("type", told(StatxMask.TYPE, type_name(found.stx_mode))),
         ("size", told(StatxMask.SIZE, f"{found.stx_size} bytes")),
         ("blocks", told(StatxMask.BLOCKS, f"{found.stx_blocks} of 512 bytes")),
         ("block size", f"{found.stx_blksize} bytes"),
@@ -106,6 +107,12 @@ def _lines(path: str, found: StatxResult) -> list[tuple[str, str]]:
         ("mount id", _mount(found)),
     ]
     return lines + _extras(found)
+
+
+def type_name(mode: int) -> str:
+    """What kind of file it is."""
+    kind = stat.S_IFMT(mode)
+    return _TYPES.get(kind, f"{kind:#o}")
 
 
 def _name(path: str, kind: int) -> str:

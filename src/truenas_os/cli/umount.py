@@ -10,11 +10,12 @@ _DESCRIPTION = """\
 Unmount what is on top at TARGET. A symlink as TARGET is not followed.
 """
 _EPILOG = """\
-What -R cannot unmount is listed, a line for each mount; the rest is unmounted all the same.
+What -R cannot unmount is listed, a line for each mount; the rest is unmounted
+all the same.
 
 examples:
-  python -m truenas_os umount /mnt
-  python -m truenas_os umount -R /srv/containers/7
+  truenas-os umount /mnt
+  truenas-os umount -R /srv/containers/7
 """
 
 

@@ -16,25 +16,29 @@ from .mounts import json_object
 from .output import encoding_of, escaped, flush, write
 
 _DESCRIPTION = """\
-Show what happens to mounts, as it happens, until Ctrl-C; with PATH only to those at PATH or below.
+Show what happens to mounts, as it happens, until Ctrl-C; with PATH only to
+those at PATH or below.
 
-A line for each event, with TIME KIND TARGET SOURCE FSTYPE DETAILS separated by one space; a space
-inside a column is written \\x20, and an empty column is "-". KIND is one of
+A line for each event, with TIME KIND TARGET SOURCE FSTYPE DETAILS separated by
+one space; a space inside a column is written \\x20, and an empty column is
+"-". KIND is one of
   attached   a new mount; DETAILS are its options
   detached   it is gone
-  moved      it has another mount point or parent; DETAILS are the fields that differ
+  moved      its mount point or parent is another; DETAILS are what differs
   changed    something else about it is different; likewise
   transient  it came and went before it could be looked at
-  resync     the kernel has dropped events; what follows comes from a look at everything
+  resync     the kernel has dropped events; what follows comes from a look at
+             everything
 """
 _EPILOG = """\
-JSON is an object on a line for each event: kind, mnt_id, fields, pid (who did it, where the kernel
-tells), and old and new, the mount as it was and as it is, as 'mounts --json --all-fields' has it.
+JSON is an object on a line for each event: kind, mnt_id, fields, pid (who did
+it, where the kernel tells), and old and new, the mount as it was and as it is,
+as 'mounts --json --all-fields' has it.
 
 examples:
-  python -m truenas_os watch
-  python -m truenas_os watch /mnt --kind attached --kind detached
-  python -m truenas_os watch --json | jq -r 'select(.kind == "attached") | .new.mnt_point'
+  truenas-os watch
+  truenas-os watch /mnt --kind attached --kind detached
+  truenas-os watch --json | jq -r 'select(.kind == "attached") | .new.mnt_point'
 """
 
 
@@ -52,6 +56,7 @@ def register(commands: "argparse._SubParsersAction[Any]") -> None:
         "--kind",
         action="append",
         choices=[kind.value for kind in MountEventKind],
+        metavar="KIND",
         help="show these events only; can be given more than once",
     )
     parser.set_defaults(run=_run)
