@@ -21,6 +21,7 @@ _COMMANDS = (
     "bind",
     "umount",
     "stat",
+    "walk",
     "watch",
 )
 
