@@ -23,6 +23,7 @@ _COMMANDS = (
     "stat",
     "walk",
     "watch",
+    "handle",
 )
 
 _EPILOG = """\
