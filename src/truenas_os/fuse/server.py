@@ -77,7 +77,6 @@ class Server:
         *,
         max_tasks: int,
         grace: float,
-        debug: bool = False,
     ) -> None:
         self.fd: int = fd
         self.features: Features | None = None
@@ -94,7 +93,6 @@ class Server:
         self._max_tasks = max_tasks
         # Seconds for which handlers may go on when there is nobody left to reply to.
         self._grace = grace
-        self._debug = debug
         self._buffer = bytearray(MAX_WRITE + wire.PAGE)
         self._view = memoryview(self._buffer)
         self._buffers = [self._buffer]
@@ -206,8 +204,6 @@ class Server:
                 continue
             opcode = request.opcode
             counts[opcode & 63] += 1
-            if self._debug:
-                _log.info("%s, %d bytes, from process %d", request, request.len, request.pid)
             handler = table.get(opcode)
             if handler is None:
                 self._special(request)

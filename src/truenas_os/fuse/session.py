@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Sequence
 from types import TracebackType
@@ -20,7 +21,10 @@ from .mounting import FuseMount, open_mount
 from .negotiation import Features
 from .operations import Operations
 from .options import MountOptions, parse_options
+from .request_log import LoggingServer
 from .server import Server, SessionEnd, SessionStats
+
+_log = logging.getLogger("truenas_os.fuse")
 
 MAX_TASKS = 99
 UNMOUNT_TIMEOUT = 5.0
@@ -147,13 +151,13 @@ class Session:
         self.check_process()
         assert self._mount is not None
         loop = self._loop = running_loop()
-        server = self._server = Server(
+        make = LoggingServer if self._options.debug or _log.isEnabledFor(logging.DEBUG) else Server
+        server = self._server = make(
             self._operations,
             self._mount.device,
             loop,
             max_tasks=self._max_tasks,
             grace=self._timeout,
-            debug=self._options.debug,
         )
         loop.spawn(self._run)
         await server.ready.wait()
@@ -336,7 +340,9 @@ def mount(
     *options*: ``default_permissions`` (the kernel checks modes; the default here), ``allow_other``
     (others than the mounting user may enter), ``fsname`` and ``subtype`` (what the mount table
     shows), ``ro``, ``nosuid`` and ``nodev`` (the default; ``suid`` and ``dev`` undo them),
-    ``noexec``, ``noatime``, ``max_read``, ``debug`` (log every request) and so on.
+    ``noexec``, ``noatime``, ``max_read``, ``debug`` (log every request with its reply and
+    its time, at the level INFO, as is done when the logger ``truenas_os.fuse`` is at DEBUG) and so
+    on.
 
     If the process is killed, the mount does not stay behind: a small process that watches over each
     session detaches it, and nothing that covers it or has taken its place. (What kills all
