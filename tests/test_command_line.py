@@ -121,14 +121,14 @@ def test_a_bad_path_is_one_line_and_status_1(tmp_path, command, options, name, r
     assert done.stderr.decode() == f"truenas-os: {name}: {reason}\n"
 
 
-@pytest.mark.parametrize("command", ["mounts", "stat", "umount", "watch"])
+@pytest.mark.parametrize("command", ["mounts", "stat", "umount", "watch", "walk", "handle"])
 def test_an_empty_path_is_one_line_and_status_1(command):
     done = run(command, "")
     assert (done.returncode, done.stdout) == (1, b"")
     assert re.fullmatch(rb"truenas-os: '': No such file or directory\n", done.stderr)
 
 
-@pytest.mark.parametrize("command", ["mounts", "stat", "umount"])
+@pytest.mark.parametrize("command", ["mounts", "stat", "umount", "walk", "handle"])
 def test_a_path_without_permission_is_one_line_and_status_1(tmp_path, command):
     closed = tmp_path / "closed"
     closed.mkdir(0)
@@ -171,7 +171,8 @@ def test_wrong_usage_repeats_no_hostile_argument(name):
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("mounts",), ("mount",), ("bind",), ("umount",), ("stat",), ("watch",)],
+    [(), ("mounts",), ("mount",), ("bind",), ("umount",), ("stat",), ("watch",)]
+    + [("walk",), ("handle",), ("fuse",)],
     ids=shlex.join,
 )
 def test_help_has_an_example(arguments):
@@ -283,8 +284,11 @@ def completed(*words):
 
 def test_the_shell_completes_commands_options_and_paths(tmp_path):
     (tmp_path / "directory").mkdir()
+    assert sorted(completed("wa")) == ["walk", "watch"]
+    assert completed("walk", "--res") == ["--resume"]
     assert completed("watch", "--kind", "tr") == ["transient"]
-    assert completed("mounts", f"{tmp_path}/di") == [f"{tmp_path}/directory"]
+    assert completed("walk", f"{tmp_path}/di") == [f"{tmp_path}/directory"]
+    assert sorted(completed("fuse", "me")) == ["memory"]
     assert succeeded("--print-completion", "zsh").startswith(b"#compdef truenas-os\n")
 
 

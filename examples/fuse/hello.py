@@ -5,12 +5,12 @@
 Usage: hello.py MOUNTPOINT, and ``cat MOUNTPOINT/message`` elsewhere. Ctrl-C or umount end it.
 """
 
+import argparse
 import asyncio
 import contextlib
 import errno
 import os
 import stat
-import sys
 
 from truenas_os import fuse
 
@@ -55,13 +55,17 @@ class Hello(fuse.Operations):
         return CONTENT[off : off + size]
 
 
-async def main(mountpoint):
+async def serve(mountpoint):
     async with fuse.mount(Hello(), mountpoint, fsname="hello") as session:
         await session.wait()
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
+def main():
+    parser = argparse.ArgumentParser(description="A filesystem with one file, named message.")
+    parser.add_argument("mountpoint")
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(sys.argv[1]))
+        asyncio.run(serve(parser.parse_args().mountpoint))
+
+
+if __name__ == "__main__":
+    main()

@@ -24,6 +24,7 @@ _COMMANDS = (
     "walk",
     "watch",
     "handle",
+    "fuse",
 )
 
 _EPILOG = """\
