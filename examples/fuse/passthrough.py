@@ -520,13 +520,38 @@ def timespec(time: int, is_set: bool, is_now: bool) -> Timespec:
     return Timespec(0, UTIME_NOW) if is_now else Timespec(*divmod(time, 10**9))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="A directory, shown at another place.")
+def arguments_of(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("source")
     parser.add_argument("mountpoint")
     parser.add_argument(
         "-o", dest="options", metavar="OPTIONS", default="", help="mount options, as allow_other"
     )
+    return parser
+
+
+def prepare() -> None:
+    """Have the process be able to do what a filesystem of this kind does, before there is one."""
+    # The more descriptors, the more inodes the kernel can know.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Keep the capabilities of root, such as to make files in any directory, when acting for others.
+    libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
+
+
+def serve(filesystem: Passthrough, args: argparse.Namespace, max_tasks: int = 99) -> None:
+    options = {*fuse.default_options, *filter(None, args.options.split(","))}
+    if not args.options.count("fsname="):
+        options.add(f"fsname={args.source}")
+    fuse.init(filesystem, args.mountpoint, options)
+    try:
+        asyncio.run(fuse.main(max_tasks=max_tasks))
+    finally:
+        fuse.close()
+
+
+def main() -> None:
+    parser = arguments_of("A directory, shown at another place.")
     parser.add_argument(
         "--timeout",
         type=float,
@@ -534,19 +559,8 @@ def main() -> None:
         help="seconds after which changes of the source itself are seen at the latest (default: 1)",
     )
     args = parser.parse_args()
-    # The more descriptors, the more inodes the kernel can know.
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # Keep the capabilities of root, such as to make files in any directory, when acting for others.
-    libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
-    options = {*fuse.default_options, *filter(None, args.options.split(","))}
-    if not args.options.count("fsname="):
-        options.add(f"fsname={args.source}")
-    fuse.init(Passthrough(args.source, args.timeout), args.mountpoint, options)
-    try:
-        asyncio.run(fuse.main())
-    finally:
-        fuse.close()
+    prepare()
+    serve(Passthrough(args.source, args.timeout), args)
 
 
 if __name__ == "__main__":
