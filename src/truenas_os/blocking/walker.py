@@ -190,7 +190,9 @@ class Walker:
         item = self._current()
         if item is not None:
             batch, index = item.place()
-            if item.isdir and not item.ismount and item is not self._skipped:
+            # A directory of which nothing is known but its error could not be recognised.
+            is_known = item.error is None or item.statxinfo.stx_mask
+            if item.isdir and is_known and not item.ismount and item is not self._skipped:
                 levels = levels_of(entered(item), 0, "")
             else:
                 levels = levels_of(item.directory, batch.entry(index).cookie, item.name)
