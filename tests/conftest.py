@@ -8,17 +8,21 @@ from pathlib import Path
 
 import pytest
 from command_line import hostile_mounts, many_mounts, various_mounts
+from faulted import faulty, faulty_server, server_of_the_module
 from filesystems import filesystem, place, require_fuse
 from grown import ends, public, squashed
 
 # Fixtures that live beside what they need.
 __all__ = [
     "ends",
+    "faulty",
+    "faulty_server",
     "filesystem",
     "hostile_mounts",
     "many_mounts",
     "place",
     "public",
+    "server_of_the_module",
     "squashed",
     "various_mounts",
 ]

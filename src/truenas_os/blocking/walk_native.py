@@ -10,7 +10,7 @@ from .._native import ffi, lib
 from .arguments import path_bytes
 from .errors import check
 from .walk_items import Directory
-from .walk_options import WalkOptions, open_root
+from .walk_options import WalkOptions, naming, open_root
 from .walk_tokens import Identity, Level, Position, identity_of, trusts_cookies
 
 _MOST_AT_ONCE: Final = 512
@@ -133,7 +133,7 @@ class Begun(NamedTuple):
 def begin(options: WalkOptions) -> Begun:
     """Open the root of a walk, find out where to go on, and start the producer."""
     fd, path, mount = open_root(options.root, options.relative)
-    with fd:
+    with fd, naming(path):
         identity = identity_of(fd, mount)
         position = None if options.resume_from is None else options.resume_from.position
         if position and not position.identity.matches(identity):

@@ -6,7 +6,8 @@ import operator
 import os
 import re
 import resource
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, TypedDict
 
 from typing_extensions import Buffer
@@ -254,7 +255,8 @@ def open_root(root: Root, relative: tuple[str, ...]) -> Beginning:
         fd = openat2(fileno(root.at), ".", _OPEN_DIR)
         path = os.readlink(f"/proc/self/fd/{fd}")
     try:
-        mount = _mount(fd)
+        with naming(path):
+            mount = _mount(fd)
         found = mount.sb_source if mount else None
         if root.source is not None and found != root.source:
             raise FilesystemMismatchError(path, root.source, found)
@@ -265,6 +267,17 @@ def open_root(root: Root, relative: tuple[str, ...]) -> Beginning:
         return Beginning(fd, path, mount)
     except BaseException:
         fd.close()
+        raise
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Have errors of calls that take a descriptor name the path that it is for."""
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error.filename, (str, bytes)):
+            error.filename = path
         raise
 
 
