@@ -156,5 +156,13 @@ def small(root: Path) -> list[bytes]:
     return relative(tree(root), root)
 
 
+def smaller(root: Path) -> list[bytes]:
+    """The same, with next to nothing in it."""
+    (root / "a").mkdir()
+    for directory in ("", "a"):
+        filled(root / directory, "file")
+    return relative(tree(root), root)
+
+
 def relative(paths: list[bytes], root: Path) -> list[bytes]:
     return [os.path.relpath(path, os.fsencode(root)) for path in paths]

@@ -4,15 +4,18 @@
 import contextlib
 import errno
 import os
+import sys
+import threading
 
 import anyio
 import kernel
 import pytest
 from faces import on_both_faces
-from faulted import relative, small
-from grown import filled
-from stuck import until
-from walked import OPENING, fds_return_to, old_descriptors, paths, walked, walking
+from faulted import relative, small, smaller
+from grown import directories, filled
+from stuck import until, wait_until
+from test_walking_ends import warm_up
+from walked import OPENING, fds_return_to, fds_return_without_a_loop_to, walked, walking
 
 import truenas_os
 from truenas_os import blocking
@@ -158,6 +161,239 @@ async def test_after_an_error_a_walk_is_resumed_with_exactly_the_rest(
         resumed += 1
         rest = relative(await walked(face, faulty.top, resume_from=token), faulty.top)
         # What was in a directory that could not even be looked at is lost with it.
-        left = [path for path in expected if path in told.found or not is_below(path, *told.unknown)]
-        assert told.found + rest == left
+        lost = {path for path in expected if is_below(path, *told.unknown)} - {*told.found}
+        assert told.found + rest == [path for path in expected if path not in lost]
     assert resumed or (operation, on_error) == ("open", "report")  # files come with their errors
+
+
+# A server that does not answer
+
+# A close flushes, and marks are read and written.
+HANGING = ("statx", "open", "readdir", "flush", "statfs")
+MARKING = ("getxattr", "setxattr")
+each_call = pytest.mark.parametrize("operation", (*HANGING, "setxattr"))
+every_call = pytest.mark.parametrize("operation", sorted({*OPERATIONS, *HANGING, *MARKING}))
+
+
+def options_for(operation):
+    return MARKS if operation in MARKING else {}
+
+
+def unmark(root):
+    for path in directories(root):
+        with contextlib.suppress(OSError):
+            os.removexattr(path, MARKS["resume_token_name"])
+
+
+async def number_in_a_thread(faulty, operation):
+    def count():
+        with faulty.rules(f"{operation} fail EIO nth=1000000"):
+            for _ in blocking.walk(faulty.top, **options_for(operation)):
+                pass
+            unmark(faulty.source)
+            return faulty.counts()[0].matched
+
+    return await anyio.to_thread.run_sync(count)
+
+
+class Collecting:
+    """A walk of the async face, and what has come of it; it is taken up again where it was left."""
+
+    def __init__(self, faulty, **options):
+        self.faulty = faulty
+        self.walk = truenas_os.walk(faulty.top, **options)
+        self.found = []
+        self.ended = False
+
+    async def run(self):
+        async for item in self.walk:
+            self.found.append(item.path)
+        self.ended = True
+
+    async def until_it_hangs(self, elsewhere):
+        """Go on until a call hangs; then look elsewhere, and be cancelled."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.run)
+            await until(lambda: self.ended or self.faulty.is_hanging(), "a call that hangs")
+            async with truenas_os.walk(elsewhere) as other:
+                assert [item.name async for item in other] == ["file"]
+            await truenas_os.statx(truenas_os.AT_FDCWD, elsewhere)
+            group.cancel_scope.cancel()
+
+    def came(self):
+        return relative(list(map(os.fsencode, self.found)), self.faulty.top)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """What is waited for is not to come; the tests need not wait as long."""
+    monkeypatch.setattr(walker, "_GRACE", 0.01)
+    monkeypatch.setattr(sys.modules["truenas_os.walker"], "GRACE_FD", 0.01)
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A directory of a filesystem that answers."""
+    directory = tmp_path / "elsewhere"
+    directory.mkdir()
+    filled(directory, "file")
+    return directory
+
+
+@pytest.mark.anyio
+@each_call
+async def test_wherever_the_server_hangs_a_cancelled_wait_loses_nothing(
+    faulty, elsewhere, operation, anyio_backend, impatient
+):
+    expected = smaller(faulty.source)
+    number = await number_in_a_thread(faulty, operation)
+    assert number
+    await warm_up(elsewhere)
+    before = kernel.open_fds()
+    for n in range(1, number + 1):
+        collecting = Collecting(faulty, **options_for(operation))
+        with faulty.rules(f"{operation} hang nth={n}"):
+            await collecting.until_it_hangs(elsewhere)
+            assert collecting.ended or faulty.is_hanging()
+        await collecting.run()
+        await collecting.walk.aclose()
+        assert collecting.came() == expected
+        unmark(faulty.source)
+        await fds_return_to(before)
+
+
+@pytest.mark.anyio
+@each_call
+async def test_wherever_the_server_hangs_a_walk_is_closed_at_once_and_leaves_nothing_later(
+    faulty, elsewhere, operation, anyio_backend, impatient
+):
+    expected = smaller(faulty.source)
+    number = await number_in_a_thread(faulty, operation)
+    await warm_up(elsewhere)
+    before = kernel.open_fds()
+    hung = 0
+    for n in range(1, number + 1):
+        collecting = Collecting(faulty, **options_for(operation))
+        with faulty.rules(f"{operation} hang nth={n}"):
+            await collecting.until_it_hangs(elsewhere)
+            await collecting.walk.aclose()
+            with pytest.raises(ValueError):
+                await anext(collecting.walk)
+            hung += faulty.is_hanging()
+        came = collecting.came()
+        assert came == expected[: len(came)]
+        await fds_return_to(before)
+        unmark(faulty.source)
+    assert hung
+
+
+@pytest.mark.anyio
+@each_call
+async def test_wherever_the_server_hangs_another_task_closes_the_walk(
+    faulty, operation, anyio_backend, impatient
+):
+    expected = smaller(faulty.source)
+    number = await number_in_a_thread(faulty, operation)
+    await warm_up(faulty.source)
+    before = kernel.open_fds()
+    for n in range(1, number + 1):
+        collecting = Collecting(faulty, **options_for(operation))
+
+        async def run():
+            with contextlib.suppress(ValueError):  # it was closed meanwhile
+                await collecting.run()
+
+        with faulty.rules(f"{operation} hang nth={n}"):
+            async with anyio.create_task_group() as group:
+                group.start_soon(run)
+                await until(lambda: collecting.ended or faulty.is_hanging())
+                await collecting.walk.aclose()
+            assert collecting.ended or faulty.is_hanging()
+        came = collecting.came()
+        assert came == expected[: len(came)]
+        await fds_return_to(before)
+        unmark(faulty.source)
+
+
+@every_call
+def test_wherever_the_server_hangs_another_thread_closes_the_walk(
+    faulty, elsewhere, operation, impatient
+):
+    expected = smaller(faulty.source)
+    options = options_for(operation)
+    with faulty.rules(f"{operation} fail EIO nth=1000000"):
+        list(blocking.walk(faulty.top, **options))
+        number = faulty.counts()[0].matched
+    unmark(faulty.source)
+    before = kernel.open_fds()
+    for n in range(1, number + 1):
+        walk, found = blocking.walk(faulty.top, **options), []
+
+        def collect():
+            with contextlib.suppress(ValueError):  # it was closed meanwhile
+                for item in walk:
+                    found.append(item.path)
+
+        with faulty.rules(f"{operation} hang nth={n}"):
+            thread = threading.Thread(target=collect)
+            thread.start()
+            wait_until(lambda: not thread.is_alive() or faulty.is_hanging())
+            walk.close()
+            assert [item.name for item in blocking.walk(elsewhere)] == ["file"]
+        thread.join()
+        came = relative(list(map(os.fsencode, found)), faulty.top)
+        assert came == expected[: len(came)]
+        fds_return_without_a_loop_to(before)
+        unmark(faulty.source)
+
+
+@pytest.mark.anyio
+async def test_the_last_closes_of_files_hold_up_no_walk(faulty, anyio_backend):
+    """The kernel tells the server of them, and does not wait."""
+    expected = smaller(faulty.source)
+    with faulty.rules("release hang", "releasedir hang"):
+        collecting = Collecting(faulty)
+        await collecting.run()
+        await faulty.hangs()
+    assert collecting.came() == expected
+
+
+@pytest.mark.anyio
+async def test_walks_that_hang_end_with_errors_when_the_server_is_killed(
+    faulty_server, elsewhere, anyio_backend
+):
+    faulty = faulty_server
+    smaller(faulty.source)
+    await warm_up(elsewhere)
+    before = kernel.open_fds()
+    walks, errors = [], []
+
+    async def run(walk):
+        while True:
+            try:
+                await anext(walk)
+            except StopAsyncIteration:
+                return
+            except OSError as error:
+                errors.append(error)
+                if walk not in begun:
+                    return
+
+    begun = set()
+    async with anyio.create_task_group() as group:
+        for number, operation in enumerate(HANGING, 1):
+            faulty.do(f"{operation} hang nth=2")
+            walk = truenas_os.walk(faulty.top)
+            walks.append(walk)
+            group.start_soon(run, walk)
+            await faulty.hangs(number)
+        for walk in walks:
+            with contextlib.suppress(ValueError):
+                walk.resume_token()
+                begun.add(walk)
+        await anyio.to_thread.run_sync(faulty.kill)
+    assert len(errors) >= len(HANGING)
+    assert {error.errno for error in errors} <= {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
+    for walk in walks:
+        await walk.aclose()
+    await fds_return_to(before)

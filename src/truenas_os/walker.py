@@ -28,8 +28,9 @@ class FilesystemIterator(WalkIterator, AsyncGenerator[IterInstance, None]):
     :meth:`aclose` every call raises :exc:`ValueError`, in a forked child :exc:`RuntimeError`.
     """
 
-    # Set when the task that asks for an item is done.
+    # Set when the task that asks for an item is done; and what ends its wait for the beginning.
     _asking: anyio.Event | None = None
+    _beginning: anyio.CancelScope | None = None
 
     async def __anext__(self) -> IterInstance:
         for item in self._walker.ready:
@@ -61,7 +62,9 @@ class FilesystemIterator(WalkIterator, AsyncGenerator[IterInstance, None]):
             return await self._wait(step.timeout)
         if isinstance(step, Offload):
             # The caller's descriptor, if that is where the walk begins, is read by the worker.
-            return await offload(step.function, late=step.late, grace=GRACE_FD)
+            with anyio.CancelScope() as self._beginning:
+                return await offload(step.function, late=step.late, grace=GRACE_FD)
+            return None
         if isinstance(step, Call):
             try:
                 result = step.function(*step.arguments)
@@ -108,6 +111,8 @@ class FilesystemIterator(WalkIterator, AsyncGenerator[IterInstance, None]):
             finally:
                 ending.close()
         elif self._walker.busy and self._asking is not None:
+            if self._beginning is not None:
+                self._beginning.cancel()
             await self._asking.wait()
 
     async def asend(self, value: None) -> IterInstance:

@@ -449,6 +449,8 @@ class Walker:
                 self._abort()
             raise
         if self._closed:
+            if isinstance(step, Offload) and isinstance(answer, Begun):
+                step.late(answer)
             raise ValueError("this walk was closed meanwhile")
         return answer
 
