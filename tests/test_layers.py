@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
+from typing import IO, get_args, get_origin
 
 import faults
 import pytest
@@ -93,6 +94,16 @@ def test_the_faces_have_the_same_signatures(name):
         assert isinstance(ours(), AsyncIterator)
     else:
         assert inspect.iscoroutinefunction(ours) == (name not in [*BLOCKS, *ITERATORS])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_call_tells_that_it_returns_what_its_face_has(name):
+    told = [inspect.signature(getattr(truenas_os, name)).return_annotation]
+    for each in told:
+        told += get_args(each)
+    differing = {getattr(blocking, name) for name in ("Fd", "FilesystemIterator", "MountTree")}
+    assert differing.isdisjoint(told)
+    assert IO not in map(get_origin, told)
 
 
 @pytest.mark.parametrize(

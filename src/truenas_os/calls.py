@@ -15,6 +15,7 @@ from .blocking.flags import LSMT_ROOT, STATMOUNT_MNT_BASIC, STATMOUNT_SB_BASIC
 from .blocking.mounts import mount_batches
 from .blocking.results import StatmountResult
 from .fds import Fd
+from .signatures import returns
 
 P = ParamSpec("P")
 
@@ -29,6 +30,7 @@ def _opening(
     async def call(*args: P.args, **kwargs: P.kwargs) -> Fd:
         return Fd(await open_late_closed(*args, **kwargs))
 
+    returns(call, Fd)
     return call
 
 

@@ -2,7 +2,6 @@
 """``async with`` for mounts and loop devices, and the mount table as a tree."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
@@ -18,6 +17,7 @@ from .blocking.results import StatmountResult
 from .blocking.trees import TreeOfMounts, mnt_id_of, snapshot
 from .blocks import Block, Undoable
 from .fds import Fd
+from .signatures import returns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,9 +53,7 @@ def _in_block(
     def call(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[T]:
         return _HoldingBlock(function(*args, **kwargs))
 
-    signature = inspect.signature(function)
-    returned = AbstractAsyncContextManager[yields]  # type: ignore[valid-type]
-    call.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
+    returns(call, AbstractAsyncContextManager[yields])  # type: ignore[valid-type]
     return call
 
 

@@ -16,6 +16,7 @@ from ._threads import GRACE_CHANGE, changing, in_thread, offload
 from .blocking.replacement import Replacement
 from .blocking.safefiles import sync_file
 from .blocks import Block
+from .signatures import returns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -197,6 +198,7 @@ def _opening(
     async def call(*args: P.args, **kwargs: P.kwargs) -> AsyncFile[Any]:
         return AsyncFile(await open_late_closed(*args, **kwargs))
 
+    returns(call, AsyncFile[Any])
     return call
 
 
@@ -229,6 +231,7 @@ def _replacing(
     def call(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[AsyncFile[Any]]:
         return Block(_AsyncReplacement(function(*args, **kwargs)))
 
+    returns(call, AbstractAsyncContextManager[AsyncFile[Any]])
     return call
 
 

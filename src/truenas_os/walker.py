@@ -15,6 +15,7 @@ from . import blocking
 from ._threads import GRACE_FD, offload
 from .blocking.walk_items import IterInstance
 from .blocking.walker import Call, Offload, Step, Wait, WalkIterator, checked_size, made_exception
+from .signatures import returns
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -162,6 +163,7 @@ def _awaited(
     def make(*args: P.args, **kwargs: P.kwargs) -> FilesystemIterator:
         return FilesystemIterator(function(*args, **kwargs).options)
 
+    returns(make, FilesystemIterator)
     return make
 
 

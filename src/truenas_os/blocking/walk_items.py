@@ -144,7 +144,7 @@ class IterInstance:
         self._batch = batch
         self._index = index
 
-    def place(self) -> tuple["Batch", int]:
+    def place(self) -> "tuple[Batch, int]":
         """Where it stands among what came with it; for the walk's own use."""
         return self._batch, self._index
 
