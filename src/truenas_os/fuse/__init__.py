@@ -3,8 +3,18 @@
 
 Derive from :class:`Operations`, define the handlers that your filesystem has, and serve it::
 
-    async with fuse.mount(MyFilesystem(), "/mnt", fsname="mine") as session:
-        await session.wait()
+    import anyio
+    from truenas_os import fuse
+
+    class Empty(fuse.Operations):
+        async def getattr(self, inode, ctx):
+            return fuse.EntryAttributes(st_ino=inode, st_mode=0o40755)
+
+    async def main():
+        async with fuse.mount(Empty(), "/mnt/scratch", fsname="empty") as session:
+            print(session.features.protocol)  # await session.wait() serves until the unmounting
+
+    anyio.run(main)
 
 or, as a program that is one filesystem, with :func:`init`, :func:`main` and :func:`close`.
 """

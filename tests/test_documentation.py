@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""Every code block of the README, the site and the docstrings runs, and prints what it says."""
+
+import doctest
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import documents
+import kernel
+import pytest
+from filesystems import require_fuse
+from forked_programs import Runner
+
+BLOCKS = list(documents.blocks())
+# Run by .ci/run, as they stand.
+COMMANDS = [each for each in BLOCKS if each.language == "sh" and each.place.startswith("README")]
+TANK = [
+    f"{kind}/{year}/{name}"
+    for kind in ("photos", "docs")
+    for year in (2025, 2026)
+    for name in "abc"
+]
+
+
+def running(language):
+    return [
+        pytest.param(block, id=block.place)
+        for block in BLOCKS
+        if block.language == language and block.reason is None and block not in COMMANDS
+    ]
+
+
+@pytest.fixture(scope="module")
+def runner():
+    with Runner() as runner:
+        yield runner
+
+
+@pytest.fixture
+def scene():
+    """The files that examples name, on filesystems of their own, in use by nobody afterwards."""
+    places = [Path("/mnt"), Path("/srv")]
+    for place in places:
+        kernel.mount("tmpfs", place, "tmpfs")
+    try:
+        tank = Path("/mnt/tank")
+        tank.mkdir()
+        kernel.mount("tank/data", tank, "tmpfs")
+        places.insert(0, tank)
+        for name in TANK:
+            path = tank / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{name}\n" * 100)
+        for name in ("scratch", "container"):
+            Path("/mnt", name).mkdir()
+        Path("/srv/data").mkdir()
+        Path("/srv/data/report.txt").write_text("quarterly\n")
+        Path("/srv/uploads/alice").mkdir(parents=True)
+        Path("/srv/uploads/alice/notes.txt").write_text("hello from alice\n")
+        Path("/srv/uploads/alice/link").symlink_to("/etc/passwd")
+        before = kernel.mountinfo()
+        yield
+        assert kernel.mountinfo() == before
+    finally:
+        for place in places:
+            kernel.umount(place)
+
+
+def test_every_block_is_run_or_says_why_not():
+    # The site's directives begin with a brace.
+    languages = {block.language for block in BLOCKS if not block.language.startswith("{")}
+    assert languages <= {"python", "sh", "text"}
+    assert len(running("python")) > 20
+    assert [block.reason for block in BLOCKS if block.reason] == []
+    first, second = (block.code for block in COMMANDS)
+    assert first.endswith("-m truenas_os mounts\n")
+    assert second == "scripts/test\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "seen"),
+    [
+        ("raise ValueError('wrong')", "ValueError: wrong"),
+        ("import warnings; warnings.warn('old')", "UserWarning: old"),
+        ("print(json)", "NameError"),
+        ("import os; os._exit(3)", ""),
+        ("import os; os.abort()", ""),
+    ],
+)
+def test_a_program_that_fails_is_seen_to(runner, tmp_path, code, seen):
+    ended = runner.run(code, "program", tmp_path)
+    assert ended.status != 0
+    assert seen in ended.stderr
+
+
+def check_output(block, stdout):
+    assert stdout or "print(" not in block.code
+    if block.printed is not None:
+        same = doctest.OutputChecker().check_output(block.printed, stdout, doctest.ELLIPSIS)
+        assert same, stdout
+
+
+@pytest.mark.parametrize("block", running("python"))
+def test_a_python_block_runs_as_a_whole_program(block, runner, scene, tmp_path):
+    if "fuse.mount(" in block.code:
+        require_fuse()
+    ended = runner.run(block.code, block.place, tmp_path)
+    assert (ended.status, ended.stderr) == (0, "")
+    check_output(block, ended.stdout)
+
+
+@pytest.mark.parametrize("block", running("sh"))
+def test_a_shell_block_runs(block, scene, tmp_path):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    result = subprocess.run(
+        ["sh", "-euc", block.code],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    check_output(block, result.stdout)
