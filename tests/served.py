@@ -29,6 +29,7 @@ SYSTEMS = {
     "memory": ["memory.py"],
     "writeback": ["memory.py", "--writeback"],
     "passthrough": ["passthrough.py", "source"],
+    "mirror": ["mirror.py", "source"],
 }
 
 

@@ -16,12 +16,13 @@ Derive from :class:`Operations`, define the handlers that your filesystem has, a
 
     anyio.run(main)
 
-or, as a program that is one filesystem, with :func:`init`, :func:`main` and :func:`close`.
+or, as a program that is one filesystem, with :func:`init`, :func:`main` and :func:`close`. With
+:class:`PathOperations` and :mod:`truenas_os.fuse.path`, handlers are given paths.
 """
 
 from typing import Any
 
-from . import asyncio, program, protocol
+from . import asyncio, path, program, protocol
 from .current import current_request
 from .datatypes import (
     ENOATTR,
@@ -49,6 +50,7 @@ from .negotiation import Features
 from .notifications import PollHandle
 from .operations import Operations
 from .options import default_options
+from .pathcallbacks import PathOperations
 from .paths import get_sup_groups, getxattr, listdir, setxattr, syncfs
 from .program import (
     close,
@@ -78,6 +80,7 @@ __all__ = [
     "InodeT",
     "ModeT",
     "Operations",
+    "PathOperations",
     "PollHandle",
     "RENAME_EXCHANGE",
     "RENAME_NOREPLACE",
@@ -107,6 +110,7 @@ __all__ = [
     "main",
     "mount",
     "notify_store",
+    "path",
     "protocol",
     "prune_inodes",
     "readdir_reply",

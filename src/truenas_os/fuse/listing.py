@@ -33,6 +33,14 @@ class ReaddirToken:
                 self._kinds[attr.st_ino] = attr.st_mode >> 12
         return taken
 
+    def add_name(self, name: bytes, inode: int, mode: int, next_id: int) -> bool:
+        """Add an entry whose attributes the kernel is to look up when they are needed.
+
+        Of *mode* only the type is used, 0 if that is not known either. No lookup is counted.
+        """
+        add = self.reply.try_add if self._kinds is None else self.reply.try_add_name
+        return add(inode, next_id, mode, name)
+
     def close(self) -> None:
         """The handler has returned: nothing more is to be added."""
         self._closed = True

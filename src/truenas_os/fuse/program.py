@@ -17,6 +17,7 @@ from .current import active_session
 from .datatypes import FileNameT, InodeT
 from .operations import Operations
 from .options import default_options, parse_options
+from .pathcallbacks import PathOperations
 from .session import MAX_TASKS, Session
 
 _log = logging.getLogger("truenas_os.fuse")
@@ -29,7 +30,7 @@ _stop: anyio.Event | None = None
 
 
 def init(
-    ops: Operations,
+    ops: Operations | PathOperations,
     mountpoint: StrOrBytesPath,
     options: Collection[str] = default_options,
 ) -> None:
@@ -68,10 +69,10 @@ async def main(min_tasks: int = 1, max_tasks: int = MAX_TASKS) -> None:
     trio_token = _current_trio_token()
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_watch_signals, stop)
+            tasks.start_soon(watch_signals, stop)
             try:
                 await session.serve()
-                tasks.start_soon(_wait_for, session, stop)
+                tasks.start_soon(wait_for, session, stop)
                 await stop.wait()
             finally:
                 await session.aclose()
@@ -81,7 +82,8 @@ async def main(min_tasks: int = 1, max_tasks: int = MAX_TASKS) -> None:
         _stop = trio_token = None
 
 
-async def _wait_for(session: Session, stop: anyio.Event) -> None:
+async def wait_for(session: Session, stop: anyio.Event) -> None:
+    """Set *stop* when the session has ended."""
     with contextlib.suppress(OSError):  # which main() itself will raise
         await session.wait()
     stop.set()
@@ -93,7 +95,8 @@ def _current_trio_token() -> Any:
     return lowlevel.current_trio_token() if in_trio else None
 
 
-async def _watch_signals(stop: anyio.Event) -> None:
+async def watch_signals(stop: anyio.Event) -> None:
+    """Set *stop* for SIGINT and SIGTERM, in the main thread and unless they have handlers."""
     if threading.current_thread() is not threading.main_thread():
         return
     with _signals_to_handle() as signals:

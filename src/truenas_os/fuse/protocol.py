@@ -495,6 +495,16 @@ class Readdir:
         self.content += name + bytes(-length & 7)
         return True
 
+    def try_add_name(self, ino: int, off: int, mode: int, name: bytes) -> bool:
+        """The same for an entry whose attributes are not told, and which counts as no lookup."""
+        start = len(self.content)
+        if not self.try_add_plus(EntryAttributes(st_mode=mode), off, name):
+            return False
+        wire.DIRENT.pack_into(
+            self.content, start + wire.ENTRY_OUT.size, ino, off, len(name), mode >> 12 & 0xF
+        )
+        return True
+
 
 def check_entry(name: bytes, off: int) -> None:
     """Raise :exc:`ValueError` for an entry of a directory that the kernel would refuse."""

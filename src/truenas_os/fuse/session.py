@@ -21,6 +21,8 @@ from .mounting import FuseMount, open_mount
 from .negotiation import Features
 from .operations import Operations
 from .options import MountOptions, parse_options
+from .pathcallbacks import PathOperations
+from .pathlevel import PathLevel
 from .request_log import LoggingServer
 from .server import Server, SessionEnd, SessionStats
 
@@ -38,7 +40,7 @@ class Session:
 
     def __init__(
         self,
-        operations: Operations,
+        operations: Operations | PathOperations,
         mountpoint: StrOrBytesPath,
         options: MountOptions,
         *,
@@ -46,6 +48,8 @@ class Session:
         unmount_timeout: float = UNMOUNT_TIMEOUT,
     ) -> None:
         path_bytes(mountpoint)
+        if isinstance(operations, PathOperations):
+            operations = PathLevel(operations)
         self.set_max_tasks(max_tasks)
         if operations.enable_acl:
             options.settings["default_permissions"] = True
@@ -324,7 +328,7 @@ async def _wait_certainly(event: anyio.Event) -> None:
 
 
 def mount(
-    operations: Operations,
+    operations: Operations | PathOperations,
     mountpoint: StrOrBytesPath,
     *,
     max_tasks: int = MAX_TASKS,
