@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """Random operations on names, done in two directories at once, which have to stay alike.
 
-``random_trees.py WITNESS DIRECTORY [--seed N] [--operations N]``. After a difference it tells the
+``random_trees.py WITNESS DIRECTORY [--seed N] [--operations N] [--no-exchange]``.
+After a difference it tells the
 seed and the last operations; the same seed makes the same ones.
 """
 
@@ -142,8 +143,9 @@ class Tree:
 class Choice:
     """What comes next."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, renames):
         self.random = random.Random(seed)
+        self.renames = renames
 
     def path(self):
         depth = self.random.choice((1, 1, 1, 2, 2, 3))
@@ -166,7 +168,7 @@ class Choice:
             "symlink": lambda: (choose.choice(("", "../", "./")) + self.path(), path),
             "readlink": lambda: (path,),
             "link": lambda: (path, self.path()),
-            "rename": lambda: (path, self.path(), choose.choice((0, 0, 0, 1, 2, 2, 3))),
+            "rename": lambda: (path, self.path(), choose.choice(self.renames)),
             "chmod": lambda: (path, choose.choice((0o755, 0o4711, 0o1777, 0o600))),
             "utime": lambda: (path, choose.randrange(1 << 62)),
             "setxattr": lambda: (path, "user." + choose.choice(_NAMES), choose.randbytes(10)),
@@ -199,9 +201,10 @@ def main():
     parser.add_argument("directory")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--operations", type=int, default=10_000)
+    parser.add_argument("--no-exchange", action="store_true", help="never exchange two names")
     args = parser.parse_args()
     trees = Tree(args.witness), Tree(args.directory)
-    choose = Choice(args.seed)
+    choose = Choice(args.seed, (0, 0, 0, 1, 3) if args.no_exchange else (0, 0, 0, 1, 2, 2, 3))
     last = collections.deque(maxlen=30)
     outcomes = collections.Counter()
     for number in range(args.operations):

@@ -56,7 +56,13 @@ class Mirror(fuse.PathOperations):
         os.lchown(self._at(path), uid, gid)
 
     def truncate(self, path: str, size: int) -> None:
-        os.truncate(self._at(path), size)
+        # Through a descriptor, since open(2) with O_TRUNC, which this may come from, counts as a
+        # change even of a file that is empty.
+        fd = os.open(self._at(path), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
 
     def ftruncate(self, path: str, size: int, fh: int) -> None:
         os.ftruncate(fh, size)

@@ -9,17 +9,21 @@ always somebody who can go on.
 
 import errno
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import anyio
 
 from .datatypes import FUSEError
 from .pathnodes import Node
 
+Entry: TypeAlias = tuple[Node, str]
+
 
 class PathLocks:
-    """Who uses which nodes is in the nodes; here is who waits for that to change."""
+    """Who uses which nodes is in the nodes; here is which entries change, and who waits."""
 
     def __init__(self) -> None:
+        self._entries: set[Entry] = set()
         self._changed: anyio.Event | None = None
 
     async def _change(self) -> None:
@@ -32,9 +36,11 @@ class PathLocks:
             self._changed.set()
             self._changed = None
 
-    async def use(self, find: Callable[[], Sequence[Node]]) -> Sequence[Node]:
-        """Use the nodes that *find* finds, once none of them is being moved."""
-        while any(node.is_moving for node in find()):
+    async def use(
+        self, find: Callable[[], Sequence[Node]], entry: Entry | None = None
+    ) -> Sequence[Node]:
+        """Use the nodes that *find* finds, once none of them, nor *entry*, is being changed."""
+        while entry in self._entries or any(node.is_moving for node in find()):
             await self._change()
         found = find()
         for node in found:
@@ -47,20 +53,23 @@ class PathLocks:
             node.users -= 1
         self._wake()
 
-    async def begin_move(
-        self, find: Callable[[], tuple[Sequence[Node], Sequence[Node]]]
+    async def begin_change(
+        self, entries: Sequence[Entry], find: Callable[[], tuple[Sequence[Node], Sequence[Node]]]
     ) -> tuple[Sequence[Node], Sequence[Node]]:
-        """Use the first of what *find* finds, and have the second for this caller alone.
+        """Use the first of what *find* finds; have the second, and *entries*, for this caller.
 
         Raises :exc:`FUSEError` with ENOTEMPTY if a node is to be replaced by what is below it.
         """
         while True:
             used, moved = find()
-            if not any(node.is_moving for node in (*used, *moved)):
+            if not self._entries.intersection(entries) and not any(
+                node.is_moving for node in (*used, *moved)
+            ):
                 break
             await self._change()
         if set(used) & set(moved):
             raise FUSEError(errno.ENOTEMPTY)
+        self._entries.update(entries)
         for node in used:
             node.users += 1
         for node in moved:
@@ -69,12 +78,15 @@ class PathLocks:
             while any(node.users for node in moved):
                 await self._change()
         except BaseException:
-            self.end_move(used, moved)
+            self.end_change(entries, used, moved)
             raise
         return used, moved
 
-    def end_move(self, used: Sequence[Node], moved: Sequence[Node]) -> None:
+    def end_change(
+        self, entries: Sequence[Entry], used: Sequence[Node], moved: Sequence[Node]
+    ) -> None:
         """It is done."""
+        self._entries.difference_update(entries)
         for node in moved:
             node.is_moving = False
         self.leave(used)

@@ -28,7 +28,7 @@ from .datatypes import (
 from .operations import Operations
 from .pathcallbacks import PathOperations
 from .pathcalls import Calls
-from .pathlocks import PathLocks
+from .pathlocks import Entry, PathLocks
 from .pathnodes import HIDDEN, Node, NodeTable, OpenFile
 
 _NS: Final = 1_000_000_000
@@ -58,21 +58,17 @@ class PathNames(Operations):
             raise FUSEError(errno.ESTALE) from None
 
     def _path(self, node: Node) -> str:
-        path = self._nodes.path(node)
-        if path is None:
-            raise FUSEError(errno.ENOENT)
-        return path
+        return _existing(self._nodes.path(node))
 
     def _path_in(self, directory: Node, name: str) -> str:
-        path = self._nodes.path_in(directory, name)
-        if path is None:
-            raise FUSEError(errno.ENOENT)
-        return path
+        return _existing(self._nodes.path_in(directory, name))
 
     @asynccontextmanager
-    async def _keeping(self, find: Callable[[], Sequence[Node]]) -> AsyncIterator[None]:
-        """Have the nodes that *find* finds stay where they are."""
-        used = await self._locks.use(find)
+    async def _keeping(
+        self, find: Callable[[], Sequence[Node]], entry: Entry | None = None
+    ) -> AsyncIterator[None]:
+        """Have the nodes that *find* finds, and *entry*, stay where they are."""
+        used = await self._locks.use(find, entry)
         try:
             yield
         finally:
@@ -90,7 +86,7 @@ class PathNames(Operations):
         return self._nodes.chain(parent) + ([] if child is None else [child])
 
     @asynccontextmanager
-    async def _changing(self, *entries: tuple[Node, str]) -> AsyncIterator[None]:
+    async def _changing(self, *entries: Entry) -> AsyncIterator[None]:
         """Have entries for this caller alone."""
 
         def find() -> tuple[list[Node], list[Node]]:
@@ -98,11 +94,11 @@ class PathNames(Operations):
             nodes = (parent.entries.get(name) for parent, name in entries)
             return list(itertools.chain(*chains)), list({n for n in nodes if n is not None})
 
-        used, moved = await self._locks.begin_move(find)
+        used, moved = await self._locks.begin_change(entries, find)
         try:
             yield
         finally:
-            self._locks.end_move(used, moved)
+            self._locks.end_change(entries, used, moved)
 
     @asynccontextmanager
     async def _using_file(self, file: OpenFile) -> AsyncIterator[str]:
@@ -189,6 +185,8 @@ class PathNames(Operations):
             uid = attr.st_uid if fields.update_uid else -1
             gid = attr.st_gid if fields.update_gid else -1
             await self._at("chown", node, uid, gid)
+        elif not any(fields) and "chown" in self._call:
+            await self._at("chown", node, -1, -1)  # which counts as a change
         if fields.update_mode:
             await self._at("chmod", node, attr.st_mode)
         # Who changes the size changes the time.
@@ -230,7 +228,7 @@ class PathNames(Operations):
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         parent, entry = self._node(parent_inode), os.fsdecode(name)
-        async with self._keeping(lambda: self._leading_to(parent, entry)):
+        async with self._keeping(lambda: self._leading_to(parent, entry), (parent, entry)):
             if self._is_hidden(parent, entry):
                 raise FUSEError(errno.ENOENT)
             return (await self._entry(parent, entry, self._path_in(parent, entry)))[1]
@@ -290,9 +288,11 @@ class PathNames(Operations):
         parent, entry = self._node(parent_inode), os.fsdecode(name)
         async with self._changing((parent, entry)):
             if not await self._hide(parent, entry):
-                path = self._path_in(parent, entry)
-                await self._call("unlink", path, form=pathforms.done)
-                self._nodes.remove(parent, entry)
+                await self._unlink(parent, entry)
+
+    async def _unlink(self, parent: Node, name: str) -> None:
+        await self._call("unlink", self._path_in(parent, name), form=pathforms.done)
+        self._nodes.remove(parent, name)
 
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         parent, entry = self._node(parent_inode), os.fsdecode(name)
@@ -362,6 +362,8 @@ class PathNames(Operations):
             if not await self._exists(self._path_in(*hidden)):
                 await self._rename((parent, name), hidden)
                 node.hidden = hidden
+                if not node.files:  # closed meanwhile
+                    await self._unlink(*hidden)
                 return True
         raise FUSEError(errno.EBUSY)
 
@@ -378,7 +380,10 @@ class PathNames(Operations):
             async with self._changing(hidden):
                 # It may have been moved meanwhile, or opened through /proc.
                 if node.hidden == hidden and node.files.keys() <= {last}:
-                    try:
-                        await self._call("unlink", self._path_in(*hidden), form=pathforms.done)
-                    finally:
-                        self._nodes.remove(*hidden)
+                    await self._unlink(*hidden)
+
+
+def _existing(path: str | None) -> str:
+    if path is None:
+        raise FUSEError(errno.ESTALE)  # the kernel looks its caller's path up again
+    return path
