@@ -17,6 +17,11 @@ class ReaddirToken:
         self._closed = False
         self.granted: list[tuple[int, int]] = []
 
+    @property
+    def plus(self) -> bool:
+        """Whether the kernel takes attributes as well."""
+        return self._kinds is not None
+
     def add(self, name: bytes, attr: EntryAttributes, next_id: int) -> bool:
         """See :func:`readdir_reply`."""
         if self._closed:
