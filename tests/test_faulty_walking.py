@@ -19,7 +19,7 @@ from walked import OPENING, fds_return_to, fds_return_without_a_loop_to, walked,
 
 import truenas_os
 from truenas_os import blocking
-from truenas_os.blocking import walker
+from truenas_os.blocking import walk_steps
 
 pytestmark = pytest.mark.usefixtures("ends")
 MARKS = {"resume_token_name": "user.walked", "resume_token_data": bytes(16)}
@@ -227,7 +227,7 @@ class Collecting:
 @pytest.fixture
 def impatient(monkeypatch):
     """What is waited for is not to come; the tests need not wait as long."""
-    monkeypatch.setattr(walker, "_GRACE", 0.01)
+    monkeypatch.setattr(walk_steps, "_GRACE", 0.01)
     monkeypatch.setattr(sys.modules["truenas_os.walker"], "GRACE_FD", 0.01)
 
 

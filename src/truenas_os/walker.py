@@ -14,7 +14,8 @@ import anyio.lowlevel
 from . import blocking
 from ._threads import GRACE_FD, offload
 from .blocking.walk_items import IterInstance
-from .blocking.walker import Call, Offload, Step, Wait, WalkIterator, checked_size, made_exception
+from .blocking.walk_steps import Call, Offload, Step, Wait
+from .blocking.walker import WalkIterator, checked_size, made_exception
 from .signatures import returns
 
 P = ParamSpec("P")
