@@ -93,7 +93,12 @@ def fifo(tmp_path: Path) -> Path:
 
 
 # Of the tests of serving, these need no device.
-_WITHOUT_DEVICE = ("test_fuse_protocol", "test_fuse_fuzz")
+_WITHOUT_DEVICE = (
+    "test_fuse_fuzz",
+    "test_fuse_pathforms",
+    "test_fuse_pathnodes",
+    "test_fuse_protocol",
+)
 
 
 @pytest.fixture(autouse=True)
