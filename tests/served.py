@@ -8,9 +8,11 @@ one is always a third process, with a timeout, after which the server is killed.
 import contextlib
 import json
 import select
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +143,36 @@ def _example(
 
 def is_mounted(path: Path) -> bool:
     return any(mount.mount_point == str(path) for mount in kernel.mountinfo())
+
+
+@contextlib.contextmanager
+def mounted_example(
+    example: str, source: Path, base: Path, *arguments: str, stderr: Any = None
+) -> Iterator[Callable[[str], str]]:
+    """An example that shows what is in a file; the result runs a program that looks at it."""
+    top = base / "top"
+    top.mkdir()
+    command = [sys.executable, EXAMPLES / example, source, top, *arguments]
+    program = subprocess.Popen(command, stderr=stderr)
+
+    def run(code: str) -> str:
+        code = f"import errno, os\ntop = {str(top)!r}\n{textwrap.dedent(code)}"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, timeout=AMPLE
+            )
+        except subprocess.TimeoutExpired:
+            program.kill()
+            raise
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    try:
+        wait_until(lambda: is_mounted(top), "the mount")
+        yield run
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(AMPLE) == 0
+        assert not is_mounted(top)
+    finally:
+        program.kill()
+        program.wait(AMPLE)

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """The example filesystems do what POSIX and Linux promise, as a native tmpfs does."""
 
+import hashlib
 import os
 import re
+import tarfile
 import textwrap
+import zipfile
 from pathlib import Path
 
 import kernel
 import posix_programs
 import pytest
 from filesystems import IS_ROOT, require_fuse
-from served import SYSTEMS, serving
+from served import SYSTEMS, mounted_example, serving
 from stuck import wait_until
 
 # What cannot be had where the kernel gathers writes: it reads the rest of a page that is written in
@@ -239,3 +242,76 @@ def test_there_may_be_more_files_than_descriptors(tmp_path):
         )
         assert out == "read"
         assert len(os.listdir(f"/proc/{served.process.pid}/fd")) < 1024
+
+
+# What is in an archive.
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A directory with files of several kinds, and it in two archives."""
+    base = tmp_path_factory.mktemp("packed")
+    top = base / "content"
+    (top / "d" / "empty").mkdir(parents=True)
+    (top / "d" / "large").write_bytes(os.urandom(300_000))
+    (top / "file").write_text("content")
+    (top / "file").chmod(0o640)
+    os.utime(top / "file", (10**9, 10**9))
+    (top / "link").symlink_to("d/large")
+    os.link(top / "file", top / "d" / "second")
+    with tarfile.open(base / "content.tar.gz", "w:gz") as archive:
+        for name in sorted(os.listdir(top)):
+            archive.add(top / name, name)
+        # Wherever it says that it is to go, it stays in the mount.
+        archive.add(top / "file", "../../outside")
+    with zipfile.ZipFile(base / "content.zip", "w") as archive:
+        for path in sorted(top.rglob("*")):
+            archive.write(path, path.relative_to(top))
+    return base
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
+def test_an_archive_is_browsed(packed, tmp_path, kind):
+    with mounted_example("archive.py", packed / f"content.{kind}", tmp_path) as run:
+        out = run(
+            """
+            import hashlib, random
+            os.chdir(top)
+            print(sorted(os.listdir()), os.listdir("d/empty"))
+            found = os.stat("file")
+            print(oct(found.st_mode), found.st_size, found.st_mtime, open("file").read())
+            print(os.stat("d/second").st_ino == found.st_ino, found.st_nlink)
+            print(os.path.islink("link") and os.readlink("link"))
+            print(hashlib.sha256(open("d/large", "rb").read()).hexdigest())
+            fd = os.open("d/large", os.O_RDONLY)
+            parts = {off: os.pread(fd, 1000, off) for off in random.sample(range(300_000), 50)}
+            whole = open("d/large", "rb").read()
+            print(all(whole[off : off + 1000] == part for off, part in parts.items()))
+            try:
+                open("new", "w")
+            except OSError as error:
+                print(errno.errorcode[error.errno])
+            """
+        )
+    is_tar = kind == "tar.gz"
+    digest = hashlib.sha256((packed / "content" / "d" / "large").read_bytes()).hexdigest()
+    names = ["d", "file", "link", *(["outside"] if is_tar else [])]
+    assert out.splitlines() == [
+        f"{names} []",
+        "0o100640 7 1000000000.0 content",
+        "True 3" if is_tar else "False 1",
+        "d/large" if is_tar else "False",  # zipfile follows them
+        digest,
+        "True",
+        "EROFS",
+    ]
+
+
+def test_an_archive_says_what_it_is_asked(packed, tmp_path):
+    complaints = tmp_path / "complaints"
+    with complaints.open("wb") as file:
+        archive = packed / "content.zip"
+        with mounted_example("archive.py", archive, tmp_path, "--debug", stderr=file) as run:
+            run("open(top + '/file').read()")
+    lines = complaints.read_text().splitlines()
+    assert any(re.match(r"read\('/file', \d+, 0, <.*\) = b'content' in ", line) for line in lines)
