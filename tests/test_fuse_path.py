@@ -12,10 +12,12 @@ import time
 
 import anyio
 import pytest
+from filesystems import needs_root
 from paths import Tree
 from serving import Client, client, error_of, is_mounted
 from stuck import until
 
+import truenas_os
 from truenas_os import fuse
 from truenas_os.fuse.wire import InitFlag
 
@@ -549,6 +551,40 @@ async def test_ioctl(point, kind):
     assert out.splitlines() == ["b'4321' b'from'", "b'1234' 0", "EXDEV"]
     assert ("ioctl", "/a", 0x40044603, 0, b"1234", None) in tree.seen
     assert ("ioctl", "/", 0x4603, fuse.wire.IOCTL_DIR, None, None) in tree.seen
+
+
+@needs_root
+@on_one_loop
+async def test_bmap(point, tmp_path, kind):
+    class Mapped(Tree):
+        def bmap(self, path, blocksize, index):
+            return (0, index + 1000) if index else -errno.EDOM
+
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    tree = Mapped(kind, a=b"content")
+    async with (
+        truenas_os.loop_device(image) as device,
+        fuse.mount(tree, point, fsname=device.path, blkdev=True, blksize=1024) as session,
+    ):
+        out = await client(
+            session,
+            """
+            import fcntl, struct, subprocess
+            fd = os.open(top + "/a", os.O_RDONLY)
+            for index in (7, 0):
+                try:
+                    print(*struct.unpack("i", fcntl.ioctl(fd, 1, struct.pack("i", index))))
+                except OSError as error:
+                    print(errno.errorcode[error.errno])
+            print(subprocess.run(["findmnt", "-no", "FSTYPE", top], capture_output=True).stdout)
+            print(*struct.unpack("i", fcntl.ioctl(fd, 2, bytes(4))))  # FIGETBSZ
+            """,
+        )
+    # The kernel's word for an error is block 0.
+    *lines, blocksize = out.splitlines()
+    assert lines == ["1007", "0", r"b'fuseblk\n'"]
+    assert tree.calls("bmap")[0] == ("bmap", "/a", int(blocksize), 7)
 
 
 # Extended attributes.

@@ -20,7 +20,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from truenas_os import fuse
 from truenas_os.fuse import EntryAttributes, FUSEError
@@ -42,7 +42,7 @@ KINDS = {
 class Member:
     """Something in the archive: its attributes, and where to read it or where it leads."""
 
-    def __init__(self, attr: EntryAttributes, source: object = None, target: str = "") -> None:
+    def __init__(self, attr: EntryAttributes, source: Any = None, target: str = "") -> None:
         self.attr = attr
         self.source = source
         self.target = target

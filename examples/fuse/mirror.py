@@ -68,7 +68,7 @@ class Mirror(fuse.PathOperations):
         os.ftruncate(fh, size)
 
     def utimens(self, path: str, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
-        ns = tuple(sec * 10**9 + nsec for sec, nsec in (atime, mtime))
+        ns = atime[0] * 10**9 + atime[1], mtime[0] * 10**9 + mtime[1]
         os.utime(self._at(path), ns=ns, follow_symlinks=False)
 
     def statfs(self) -> os.statvfs_result:

@@ -198,7 +198,7 @@ def _new_mount(device: Fd, root_mode: int, options: MountOptions) -> Fd:
     }
     if options.subtype:
         settings["subtype"] = options.subtype
-    with fsopen(fs_name="fuse") as context:
+    with fsopen(fs_name="fuseblk" if options.blkdev else "fuse") as context:
         for key, value in (settings | options.settings).items():
             if value is True:
                 fsconfig(fs_fd=context, cmd=FSCONFIG_SET_FLAG, key=key)

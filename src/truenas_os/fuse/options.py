@@ -37,7 +37,9 @@ _OPPOSITES: Final = {
 }
 _TEXTS: Final = ("fsname", "subtype")
 KNOWN: Final = tuple(
-    sorted((*_FLAGS, *_NUMBERS, *_SUPERBLOCK, *_ATTRIBUTES, *_OPPOSITES, *_TEXTS, "debug"))
+    sorted(
+        (*_FLAGS, *_NUMBERS, *_SUPERBLOCK, *_ATTRIBUTES, *_OPPOSITES, *_TEXTS, "blkdev", "debug")
+    )
 )
 
 
@@ -52,6 +54,8 @@ class MountOptions:
     settings: dict[str, str | bool] = field(default_factory=dict)
     """What the filesystem and its superblock are configured with."""
     attributes: MountAttr = MountAttr.NOSUID | MountAttr.NODEV
+    blkdev: bool = False
+    """Whether ``fsname`` is a block device that the filesystem is on."""
     debug: bool = False
     """Whether every request is logged."""
 
@@ -59,6 +63,7 @@ class MountOptions:
         """All of them, as fusermount3 takes them."""
         texts = [key if value is True else f"{key}={value}" for key, value in self.settings.items()]
         texts += [name for name, attr in _ATTRIBUTES.items() if attr in self.attributes]
+        texts += ["blkdev"] if self.blkdev else []
         texts += ["suid"] if MountAttr.NOSUID not in self.attributes else []
         texts += ["dev"] if MountAttr.NODEV not in self.attributes else []
         if self.fsname:
@@ -118,8 +123,8 @@ def _set(parsed: MountOptions, name: str, value: object) -> None:
 
 
 def _switch(parsed: MountOptions, name: str, on: bool) -> None:
-    if name == "debug":
-        parsed.debug = on
+    if name in ("blkdev", "debug"):
+        setattr(parsed, name, on)
     elif name in _ATTRIBUTES:
         parsed.attributes &= ~_ATTRIBUTES[name]
         if on:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Time: TypeAlias = float | tuple[int, int]
-"""Seconds, or with ``utimens_as_array`` a pair of seconds and nanoseconds."""
 Returned: TypeAlias = T | Awaitable[T]
 Done: TypeAlias = int | None
 """Success is None or 0; a negative errno is as good as raising it."""
@@ -53,9 +51,9 @@ class PathOperations:
 
     A callback returns what its documentation says, where 0 is as good as None, or a negative errno;
     or it raises :exc:`OSError` or :exc:`FUSEError`. What it should not return is logged, and the
-    call fails with EIO, as with any other exception. Arguments with a default may be left out of a
-    callback's definition. A file handle is what ``open``, ``create`` or ``opendir`` has returned,
-    or None. :func:`fuse_get_context` tells who asks.
+    call fails with EIO, as with any other exception. *fh* is the file handle that ``open``,
+    ``create`` or ``opendir`` has returned, or None; a callback may be defined without it, ``open``
+    without *info* and ``destroy`` without *private_data*. :func:`fuse_get_context` tells who asks.
 
     What is not defined, the kernel does without where it can; see :class:`Operations`.
     """
@@ -93,7 +91,7 @@ class PathOperations:
         """Prepare: called once, before any other callback. The result is ``private_data``."""
         _unimplemented()
 
-    def destroy(self, private_data: Any = None) -> Returned[object]:
+    def destroy(self, private_data: Any) -> Returned[object]:
         """Clean up: called once when the session has ended; *private_data* is what init returned.
 
         The result does not matter.
@@ -122,7 +120,7 @@ class PathOperations:
         """
         _unimplemented()
 
-    def fgetattr(self, path: str, fh: Any = None) -> Returned[Attributes]:
+    def fgetattr(self, path: str, fh: Any) -> Returned[Attributes]:
         """As ``getattr``, for an open file; where this is not defined, that is called."""
         _unimplemented()
 
@@ -145,7 +143,7 @@ class PathOperations:
         """Cut off or extend to *size* bytes. :manpage:`truncate(2)`."""
         _unimplemented()
 
-    def ftruncate(self, path: str, size: int, fh: Any = None) -> Returned[Done]:
+    def ftruncate(self, path: str, size: int, fh: Any) -> Returned[Done]:
         """As ``truncate``, for an open file; where this is not defined, that is called."""
         _unimplemented()
 
@@ -153,10 +151,11 @@ class PathOperations:
         """Set the times of last access and modification, in seconds. :manpage:`utime(2)`."""
         _unimplemented()
 
-    def utimens(self, path: str, atime: Time, mtime: Time) -> Returned[Done]:
+    def utimens(self, path: str, atime: Any, mtime: Any) -> Returned[Done]:
         """The same with fractions of seconds; called instead of ``utime``. :manpage:`utimensat(2)`.
 
-        Symlinks are not followed.
+        Times are floats, or with ``utimens_as_array`` pairs of seconds and nanoseconds. Symlinks
+        are not followed.
         """
         _unimplemented()
 
@@ -206,7 +205,7 @@ class PathOperations:
         """
         _unimplemented()
 
-    def open(self, path: str, flags: int, info: FileInfo | None = None) -> Returned[Any]:
+    def open(self, path: str, flags: int, info: FileInfo) -> Returned[Any]:
         """Open a file; *flags* are those of :manpage:`open(2)` without what creates or truncates.
 
         *info* may be changed: ``direct_io``, ``keep_cache`` (False unless set) and ``nonseekable``.
@@ -216,33 +215,33 @@ class PathOperations:
         """
         _unimplemented()
 
-    def read(self, path: str, size: int, offset: int, fh: Any = None) -> Returned[bytes | int]:
+    def read(self, path: str, size: int, offset: int, fh: Any) -> Returned[bytes | int]:
         """What the file has from *offset* on, *size* bytes unless it ends before."""
         _unimplemented()
 
-    def write(self, path: str, data: bytes, offset: int, fh: Any = None) -> Returned[Done]:
+    def write(self, path: str, data: bytes, offset: int, fh: Any) -> Returned[Done]:
         """Write; how many bytes, or None for all.
 
         All must be written, but for files with ``direct_io``.
         """
         _unimplemented()
 
-    def flush(self, path: str, fh: Any = None) -> Returned[Done]:
+    def flush(self, path: str, fh: Any) -> Returned[Done]:
         """A descriptor of the file was closed, of possibly several; errors reach its close."""
         _unimplemented()
 
-    def release(self, path: str, flags: int, fh: Any = None) -> Returned[Done]:
+    def release(self, path: str, flags: int, fh: Any) -> Returned[Done]:
         """The last one is gone: called once for each file opened, with the *flags* of ``open``.
 
         Errors reach nobody.
         """
         _unimplemented()
 
-    def fsync(self, path: str, datasync: int, fh: Any = None) -> Returned[Done]:
+    def fsync(self, path: str, datasync: int, fh: Any) -> Returned[Done]:
         """Put the file on stable storage, just its data unless *datasync* is 0."""
         _unimplemented()
 
-    def lock(self, path: str, command: int, lock: Flock, fh: Any = None) -> Returned[Done]:
+    def lock(self, path: str, command: int, lock: Flock, fh: Any) -> Returned[Done]:
         """Take, release (F_UNLCK) or ask for a POSIX lock. :manpage:`fcntl_locking(2)`.
 
         *command*: ``fcntl.F_GETLK`` (set *lock* to one that is in the way, or its type to F_UNLCK),
@@ -263,7 +262,7 @@ class PathOperations:
         _unimplemented()
 
     def ioctl(
-        self, path: str, command: int, flags: int, data: bytes | None, fh: Any = None
+        self, path: str, command: int, flags: int, data: bytes | None, fh: Any
     ) -> Returned[bytes | tuple[int, Any] | int | None]:
         """A :manpage:`ioctl(2)` whose *command* encodes the size of what it takes and gives.
 
@@ -273,7 +272,7 @@ class PathOperations:
         _unimplemented()
 
     def poll(
-        self, path: str, handle: "PollHandle | None", events: int, fh: Any = None
+        self, path: str, handle: "PollHandle | None", events: int, fh: Any
     ) -> Returned[int | tuple[int, int]]:
         """What the file is ready for of *events*; may be in a pair behind an errno.
 
@@ -314,7 +313,7 @@ class PathOperations:
         """Open a directory; returns as ``open``."""
         _unimplemented()
 
-    def readdir(self, path: str, offset: int, fh: Any = None) -> Returned[Collection[Entry] | int]:
+    def readdir(self, path: str, offset: int, fh: Any) -> Returned[Collection[Entry] | int]:
         """The entries of a directory, perhaps with an errno behind them; instead of ``getdir``.
 
         They are names, or ``(0, name)`` or ``(0, name, attributes)``, the latter as ``getattr``
@@ -324,11 +323,11 @@ class PathOperations:
         """
         _unimplemented()
 
-    def releasedir(self, path: str, fh: Any = None) -> Returned[Done]:
+    def releasedir(self, path: str, fh: Any) -> Returned[Done]:
         """The last descriptor of a directory is gone: called once for each ``opendir``."""
         _unimplemented()
 
-    def fsyncdir(self, path: str, datasync: int, fh: Any = None) -> Returned[Done]:
+    def fsyncdir(self, path: str, datasync: int, fh: Any) -> Returned[Done]:
         """Put a directory on stable storage, just its entries unless *datasync* is 0."""
         _unimplemented()
 
@@ -339,6 +338,7 @@ CALLBACKS: Final = tuple(
     if callable(value) and not name.startswith("_")
 )
 """The names of the callbacks."""
+_OPTIONAL: Final = {"fh", "info", "private_data"}
 
 
 def defined(operations: PathOperations) -> dict[str, tuple[Any, int]]:
@@ -354,8 +354,8 @@ def defined(operations: PathOperations) -> dict[str, tuple[Any, int]]:
             continue
         if not callable(callback):
             raise TypeError(f"{name} must be a function, not {callback!r}")
-        parameters = list(inspect.signature(ours).parameters.values())[1:]
-        least = sum(parameter.default is parameter.empty for parameter in parameters)
+        parameters = list(inspect.signature(ours).parameters)[1:]
+        least = sum(parameter not in _OPTIONAL for parameter in parameters)
         found[name] = (callback, _arguments(callback, name, least, len(parameters)))
     return found
 

@@ -64,12 +64,12 @@ _ALWAYS: Final = {"init", "destroy", "forget", "stacktrace"}
 class PathLevel(PathNames):
     """What the kernel is served with for :class:`PathOperations`."""
 
-    supports_dot_lookup = False
+    supports_dot_lookup: bool = False
 
     def __init__(self, operations: PathOperations) -> None:
         super().__init__(operations)
-        self.enable_writeback_cache = operations.enable_writeback_cache
-        self.enable_acl = operations.enable_acl
+        self.enable_writeback_cache: bool = operations.enable_writeback_cache
+        self.enable_acl: bool = operations.enable_acl
         self._numbers = itertools.count(1)
         for name in vars(Operations):
             handler = getattr(Operations, name)

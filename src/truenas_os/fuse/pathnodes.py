@@ -18,9 +18,9 @@ class OpenFile:
     __slots__ = ("flags", "handle", "listing", "node")
 
     def __init__(self, node: "Node", flags: int, handle: object) -> None:
-        self.node = node
-        self.flags = flags
-        self.handle = handle
+        self.node: Node = node
+        self.flags: int = flags
+        self.handle: object = handle
         # Of a directory: what it had when it was last listed from its beginning.
         self.listing: list[Entry] | None = None
 
@@ -44,10 +44,10 @@ class Node:
     )
 
     def __init__(self, number: int, kind: int) -> None:
-        self.number = number
-        self.kind = kind
+        self.number: int = number
+        self.kind: int = kind
         self.key: Hashable = None
-        self.lookups = 0
+        self.lookups: int = 0
         # Directories and names in them that lead here; the last one was confirmed last.
         self.names: dict[tuple[Node, str], None] = {}
         self.entries: dict[str, Node] = {}
@@ -60,8 +60,8 @@ class Node:
         # What the filesystem has last said about it.
         self.status: object = None
         # How many callbacks use paths through it, and whether one is changing them.
-        self.users = 0
-        self.is_moving = False
+        self.users: int = 0
+        self.is_moving: bool = False
 
 
 class NodeTable:
@@ -72,7 +72,7 @@ class NodeTable:
     """
 
     def __init__(self) -> None:
-        self.root: Final = Node(FUSE_ROOT_ID, 0)
+        self.root: Node = Node(FUSE_ROOT_ID, 0)
         self._nodes = {FUSE_ROOT_ID: self.root}
         self._by_key: dict[Hashable, Node] = {}
         self._numbers = itertools.count(1 << 63)
