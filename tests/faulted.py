@@ -7,12 +7,14 @@ then whatever hangs fails, and the test with it.
 """
 
 import contextlib
+import itertools
 import os
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,22 +47,23 @@ class Faulty:
         self.top.mkdir()
         kernel.mount("tmpfs", self.source, "tmpfs")
         command = [sys.executable, EXAMPLES / "faulty.py", self.source, self.top]
+        self.control = -1
         self.process = subprocess.Popen([*map(str, command), "-o", "suid,dev"])
         try:
             wait_until(lambda: is_mounted(self.top), "the mount")
             # Kept open, so that no rule is in the way.
-            self._control = os.open(self.top / ".faulty", os.O_RDWR)
+            self.control = os.open(self.top / ".faulty", os.O_RDWR)
         except BaseException:
             self.kill()
             raise
 
     def do(self, *commands: str) -> None:
         text = "\n".join(commands).encode()
-        assert os.write(self._control, text) == len(text)
+        assert os.write(self.control, text) == len(text)
 
     def counts(self) -> list[Count]:
         """What has come of each rule."""
-        lines = os.pread(self._control, _ALL, 0).decode().splitlines()
+        lines = os.pread(self.control, _ALL, 0).decode().splitlines()
         return [Count(*map(int, re.findall(r"\d+", line.rpartition("#")[2]))) for line in lines]
 
     @contextlib.contextmanager
@@ -73,6 +76,25 @@ class Faulty:
             if self.process.poll() is None:
                 self.do("clear")
 
+    def rounds(self, rule: str, which: str = "nth") -> Iterator[AbstractContextManager[None]]:
+        """Blocks in which the rule is in force for the first call, then for the second, and so on.
+
+        Of the last one it has struck no call.
+        """
+        for n in itertools.count(1):
+            struck = [0]
+
+            @contextlib.contextmanager
+            def armed(n: int = n, struck: list[int] = struck) -> Iterator[None]:
+                with self.rules(f"{rule} {which}={n}"):
+                    yield
+                    struck.append(self.counts()[0].struck)
+
+            yield armed()
+            if not struck[-1]:
+                assert n > 1, "nothing was struck"
+                return
+
     def is_hanging(self, count: int = 1) -> bool:
         return sum(each.hanging for each in self.counts()) >= count
 
@@ -84,6 +106,9 @@ class Faulty:
         """Nothing that waits for the server waits any longer."""
         self.process.kill()
         self.process.wait(AMPLE)
+        control, self.control = self.control, -1
+        with contextlib.suppress(OSError):  # it was closed, or there is nobody to be told of it
+            os.close(control)
 
     def kill_with_guard(self) -> None:
         """Leave a mount that is dead, and stays: nobody detaches it."""
@@ -94,8 +119,6 @@ class Faulty:
 
     def close(self) -> None:
         self.kill()
-        with contextlib.suppress(OSError):  # there is nobody to be told of it
-            os.close(self._control)
         kernel.umount(self.source, kernel.MNT_DETACH)
         wait_until(lambda: not is_mounted(self.top), "the end of the mount")
 

@@ -9,8 +9,9 @@ import kernel
 import pytest
 from faulted import small
 from filesystems import IS_ROOT
-from stuck import AMPLE, fds_return_to, until
+from stuck import AMPLE, until
 from test_cancellation import by_anyio_scope, each_way_to_cancel
+from walked import fds_return_to
 
 import truenas_os
 from truenas_os import AT_FDCWD, MOUNT_ATTR_NOATIME, AsyncFile, _threads
@@ -67,8 +68,8 @@ def file(faulty):
 @pytest.fixture
 def impatient(monkeypatch):
     """What is waited for is not to come; the tests need not wait as long."""
-    monkeypatch.setattr(_threads, "GRACE_CHANGE", 0.05)
-    monkeypatch.setattr(truenas_os.safefiles, "GRACE_CHANGE", 0.05)
+    monkeypatch.setattr(_threads, "GRACE_CHANGE", 0.01)
+    monkeypatch.setattr(truenas_os.safefiles, "GRACE_CHANGE", 0.01)
 
 
 async def hung_and_cancelled(faulty, rule, call, cancelling):
