@@ -180,12 +180,30 @@ def constants(_: str) -> str:
     for family, members in sorted(families.items(), key=lambda pair: pair[0].__name__):
         notes = dict(re.findall(r"^    (\w+) = .*?  # (.*)", inspect.getsource(family), re.M))
         text += f"\n(constants-{family.__name__})=\n\n## {family.__name__}\n\n"
-        text += re.sub(r":\w+:`([^`]*)`", r"`\1`", inspect.cleandoc(family.__doc__ or ""))
-        text = text.replace("``", "`")
+        text += _markdown(inspect.getdoc(family) or "")
         text += "\n\n| constant | value | |\n|---|---|---|\n"
         for name, value in sorted(members, key=lambda member: member[1].value):
             text += f"| `{name}` | {value.value:#x} | {notes.get(value.name, '')} |\n"
     return text
+
+
+def versions(name: str) -> str:
+    """The Linux version that each function of a module needs, as its docstring ends."""
+    face = importlib.import_module(name)
+    text = "| call | Linux |\n|---|---|\n"
+    for public in sorted(face.__all__):
+        item = getattr(face, public)
+        if public in flags.__all__ or not (inspect.isroutine(item) or inspect.isclass(item)):
+            continue
+        told = re.findall(r"Linux (\d\.\d+\b[^.]*(?:\.\d[^.]*)*)\.", inspect.getdoc(item) or "")
+        if told:
+            text += f"| {{py:obj}}`{public} <{name}.{public}>` | {_markdown(told[-1])} |\n"
+    return text
+
+
+def _markdown(text: str) -> str:
+    """A line of a docstring, whose markup is reStructuredText."""
+    return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", " ".join(text.split())).replace("``", "`")
 
 
 def commands(_: str) -> str:
@@ -204,7 +222,8 @@ def _help(title: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _fill_in(app: Sphinx, docname: str, source: list[str]) -> None:
-    kinds = {"reference": reference, "constants": constants, "commands": commands}
+    kinds = {"reference": reference, "constants": constants}
+    kinds |= {"versions": versions, "commands": commands}
     source[0] = _MARK.sub(lambda mark: kinds[mark[1]](mark[2]), source[0])
 
 
