@@ -196,7 +196,7 @@ async def _run(
     callback: Any,
     args: tuple[Any, ...],
     late: Callable[[Any], object] | None,
-    lock: threading.Lock | None = None,
+    lock: "threading.Lock | None" = None,
 ) -> Any:
     if _is_async(callback):
         return await callback(*args)
