@@ -2,9 +2,7 @@
 """Filesystems whose callbacks are given paths, as ``async def`` or as plain functions.
 
 Serve an object of a class derived from :class:`PathOperations` with :func:`truenas_os.fuse.mount`,
-or functions with :func:`main`::
-
-    asyncio.run(fuse.path.main(mountpoint="/mnt", getattr=my_getattr, getdir=my_getdir))
+or functions with :func:`main`, to which they are keyword arguments.
 """
 
 import logging
