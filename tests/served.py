@@ -32,6 +32,7 @@ SYSTEMS = {
     "writeback": ["memory.py", "--writeback"],
     "passthrough": ["passthrough.py", "source"],
     "mirror": ["mirror.py", "source"],
+    "faulty": ["faulty.py", "source"],
 }
 
 

@@ -72,12 +72,18 @@ def test_posix(served, name):
     served.run_posix(name)
 
 
+# Without rules, the filesystem with faults is the passthrough one.
+at_random = pytest.mark.parametrize("served", [n for n in SYSTEMS if n != "faulty"], indirect=True)
+
+
+@at_random
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_operations_on_a_file(served, seed):
     out = served.run("fsx.py", served.top, "--seed", seed, "--operations", 2500)
     assert out.startswith("2500 operations")
 
 
+@at_random
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_operations_on_names(served, seed):
     command = ["random_trees.py", served.elsewhere, served.top]

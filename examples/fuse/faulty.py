@@ -121,8 +121,8 @@ def parse(line: str) -> Rule | str | None:
         if first < 1:
             raise ValueError("calls are counted from 1 on")
     (path,) = words or ["*"]
-    if not path or path.startswith("/"):
-        raise ValueError(f"{path!r} is not relative to the root")
+    if not path or path.startswith(("/", "nth=", "from=")):
+        raise ValueError(f"{path!r} is no path relative to the root")
     return Rule(operation, action, argument, path, first, last)
 
 
@@ -222,6 +222,8 @@ class Control:
 
     async def flush(self, *_: Any) -> None:
         pass
+
+    fsync = flush
 
     async def release(self, fh: int) -> None:
         self._texts.pop(fh, None)
