@@ -57,9 +57,14 @@ def elsewhere(mount_dir):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """What is waited for is not to come; the tests need not wait as long."""
+    """A call that hangs is not to come back; the tests need not wait for it as long."""
     monkeypatch.setattr(_threads, "GRACE_CHANGE", 0.01)
     monkeypatch.setattr(blocks, "GRACE_CHANGE", 0.01)
+
+
+@pytest.fixture
+def hopeless(monkeypatch):
+    """Nor is an end that fails to succeed at another try."""
     monkeypatch.setattr(unmounting, "_PATIENCE", 0.01)
 
 
@@ -98,7 +103,7 @@ def test_whichever_call_fails_no_mount_is_left(faulty, elsewhere, making):
 
 @each_block
 def test_whatever_fails_from_some_call_on_no_mount_is_left_that_was_not_told_of(
-    faulty, elsewhere, making, impatient
+    faulty, elsewhere, making, impatient, hopeless
 ):
     small(faulty.source)
 
