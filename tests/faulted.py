@@ -189,3 +189,14 @@ def smaller(root: Path) -> list[bytes]:
 
 def relative(paths: list[bytes], root: Path) -> list[bytes]:
     return [os.path.relpath(path, os.fsencode(root)) for path in paths]
+
+
+# Nothing here is left to the garbage collector, which would take its time for every round.
+
+
+async def fds_close(before: dict[int, str]) -> None:
+    await until(lambda: kernel.open_fds().keys() <= before.keys(), "the end of new descriptors")
+
+
+def fds_close_without_a_loop(before: dict[int, str]) -> None:
+    wait_until(lambda: kernel.open_fds().keys() <= before.keys(), "the end of new descriptors")

@@ -7,11 +7,10 @@ import os
 import anyio
 import kernel
 import pytest
-from faulted import small
+from faulted import fds_close, small
 from filesystems import IS_ROOT
 from stuck import AMPLE, until
 from test_cancellation import by_anyio_scope, each_way_to_cancel
-from walked import fds_return_to
 
 import truenas_os
 from truenas_os import AT_FDCWD, MOUNT_ATTR_NOATIME, AsyncFile, _threads
@@ -91,7 +90,7 @@ async def test_whatever_hangs_is_cancelled_and_holds_up_no_other(
             continue  # it is root's
         rule = f"{operation} hang"
         await hung_and_cancelled(faulty, rule, lambda call=call: call(file), by_anyio_scope)
-        await fds_return_to(before)
+        await fds_close(before)
 
 
 @each_way_to_cancel
@@ -104,7 +103,7 @@ async def test_whatever_hangs_is_cancelled_in_every_way(
         operation, call = (ASKING | CHANGING)[name]
         rule = f"{operation} hang"
         await hung_and_cancelled(faulty, rule, lambda call=call: call(file), cancelling)
-        await fds_return_to(before)
+        await fds_close(before)
 
 
 async def test_whatever_hangs_fails_when_the_server_is_killed(faulty_server, anyio_backend):
@@ -133,7 +132,7 @@ async def test_whatever_hangs_fails_when_the_server_is_killed(faulty_server, any
         await anyio.to_thread.run_sync(faulty.kill)
     assert len(errors) == len(calls)
     assert set(errors) <= {errno.ENOTCONN, errno.ECONNABORTED}
-    await fds_return_to(before)
+    await fds_close(before)
 
 
 async def test_what_is_asked_about_mounts_does_not_ask_their_servers(faulty, anyio_backend):
@@ -180,7 +179,7 @@ async def test_reading_that_hangs_is_cancelled_and_the_next_call_waits_for_it(
                 assert faulty.is_hanging() and not results
                 faulty.do("clear")
     assert results == [b"\x0a\x0b\x0c"]
-    await fds_return_to(before)
+    await fds_close(before)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +208,7 @@ async def test_changes_of_a_file_that_hang_are_cancelled_and_happen_later(
     source = faulty.source / "a" / "one"
     await until(lambda: source.read_text() == ("w" if operation == "setattr" else "written"))
     assert operation != "setxattr" or os.getxattr(source, "user.name") == b"value"
-    await fds_return_to(before)
+    await fds_close(before)
 
 
 async def test_a_close_that_hangs_holds_up_nobody(faulty, file, anyio_backend):
@@ -230,7 +229,7 @@ async def test_a_close_that_hangs_holds_up_nobody(faulty, file, anyio_backend):
 
     for close in (descriptor, opened, walked):
         await hung_and_cancelled(faulty, "flush hang", close, by_anyio_scope)
-        await fds_return_to(before)
+        await fds_close(before)
 
 
 @pytest.mark.parametrize("operation", ["read", "write", "fsync", "flush"])
@@ -245,7 +244,7 @@ async def test_what_the_server_reports_is_raised(faulty, file, operation, anyio_
                 await opened.write(b"more")
                 await opened.fsync()
     assert failed.value.errno == errno.EIO
-    await fds_return_to(before)
+    await fds_close(before)
 
 
 async def test_what_was_written_when_the_server_is_killed_is_an_error(faulty_server, anyio_backend):
@@ -269,4 +268,4 @@ async def test_what_was_written_when_the_server_is_killed_is_an_error(faulty_ser
         await anyio.to_thread.run_sync(faulty.kill)
     assert failed[0] in (errno.ENOTCONN, errno.ECONNABORTED)
     assert opened.closed
-    await fds_return_to(before)
+    await fds_close(before)

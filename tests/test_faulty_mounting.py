@@ -10,10 +10,9 @@ import anyio
 import kernel
 import pytest
 from faces import block, on_both_faces
-from faulted import small
+from faulted import fds_close, fds_close_without_a_loop, small
 from served import is_mounted
 from stuck import AMPLE, until
-from walked import fds_return_to, fds_return_without_a_loop_to
 
 import truenas_os
 from truenas_os import AT_FDCWD, _threads, blocking, blocks
@@ -96,7 +95,7 @@ def test_whichever_call_fails_no_mount_is_left(faulty, elsewhere, making):
                 assert error.errno == errno.EIO
                 assert isinstance(error.filename, str)
         assert kernel.mountinfo() == before
-        fds_return_without_a_loop_to(fds)
+        fds_close_without_a_loop(fds)
         tidy(faulty)
     assert failures
 
@@ -126,7 +125,7 @@ def test_whatever_fails_from_some_call_on_no_mount_is_left_that_was_not_told_of(
             blocking.umount(each.mount_point)
             assert mount.target == each.mount_point
         assert kernel.mountinfo() == before
-        fds_return_without_a_loop_to(fds)
+        fds_close_without_a_loop(fds)
         tidy(faulty)
 
 
@@ -155,7 +154,7 @@ def test_whichever_call_fails_a_change_is_made_or_its_error_names_the_mount(faul
                 assert error.errno == (errno.EIO if is_mounted(target) else errno.EINVAL)
             else:
                 assert is_mounted(target) == (not change.startswith("umount"))
-        fds_return_without_a_loop_to(fds)
+        fds_close_without_a_loop(fds)
         if is_mounted(target):
             kernel.umount(target)
 
@@ -193,7 +192,7 @@ async def test_wherever_it_hangs_a_block_is_cancelled_and_leaves_no_mount_later(
             with anyio.fail_after(AMPLE):
                 await truenas_os.statx(AT_FDCWD, "/")
         await until(lambda: kernel.mountinfo() == before, "the end of the mount")
-        await fds_return_to(fds)
+        await fds_close(fds)
         tidy(faulty)
 
 
@@ -313,7 +312,7 @@ async def test_force_has_what_hangs_give_up(faulty_server, form, anyio_backend):
         with contextlib.suppress(OSError, ExceptionGroup):
             await truenas_os.umount(faulty.top, force=True, **form)
     assert failed[0] in ERRORS_OF_THE_DEAD
-    await fds_return_to(before)
+    await fds_close(before)
 
 
 # A server that is dead
@@ -333,4 +332,4 @@ async def test_a_dead_mount_is_unmounted(faulty_server, form, anyio_backend):
     with anyio.fail_after(AMPLE):
         await truenas_os.umount(faulty.top, **form)
     assert not is_mounted(faulty.top)
-    await fds_return_to(before)
+    await fds_close(before)

@@ -11,11 +11,11 @@ import anyio
 import kernel
 import pytest
 from faces import on_both_faces
-from faulted import relative, small, smaller
+from faulted import fds_close, fds_close_without_a_loop, relative, small, smaller
 from grown import directories, filled
 from stuck import until, wait_until
 from test_walking_ends import warm_up
-from walked import OPENING, fds_return_to, fds_return_without_a_loop_to, walked, walking
+from walked import OPENING, walked, walking
 
 import truenas_os
 from truenas_os import blocking
@@ -78,17 +78,16 @@ async def taken(walk, told):
         token = walk.resume_token()
 
 
-@pytest.mark.parametrize("which", ["nth", "from"])
 @pytest.mark.parametrize("operation", OPERATIONS)
 @on_both_faces
-async def test_whichever_calls_fail_nothing_else_is_lost_and_the_error_names_it(
-    face, faulty, operation, which
+async def test_whichever_call_fails_nothing_else_is_lost_and_the_error_names_it(
+    face, faulty, operation
 ):
     expected = small(faulty.source)
     failures = 0
     # Without descriptors no file is opened.
     for opening in OPENING if operation != "open" else OPENING[:1]:
-        for armed in faulty.rounds(f"{operation} fail EIO", which):
+        for armed in faulty.rounds(f"{operation} fail EIO"):
             told, errors = Told(faulty), []
             with armed:
                 try:
@@ -106,7 +105,7 @@ async def test_whichever_calls_fail_nothing_else_is_lost_and_the_error_names_it(
             assert (stats.cnt, stats.cnt_errors) == (len(told.found), len(told.failed))
             failures += stats.cnt_errors
     # A single lookup that fails is made again by the kernel.
-    assert failures or (operation, which) == ("lookup", "nth")
+    assert failures or operation == "lookup"
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -238,7 +237,7 @@ async def test_wherever_the_server_hangs_a_cancelled_wait_loses_nothing(
         await collecting.walk.aclose()
         assert collecting.came() == expected
         unmark(faulty.source)
-        await fds_return_to(before)
+        await fds_close(before)
 
 
 @pytest.mark.anyio
@@ -260,7 +259,7 @@ async def test_wherever_the_server_hangs_a_walk_is_closed_at_once_and_leaves_not
             hung += faulty.is_hanging()
         came = collecting.came()
         assert came == expected[: len(came)]
-        await fds_return_to(before)
+        await fds_close(before)
         unmark(faulty.source)
     assert hung
 
@@ -288,7 +287,7 @@ async def test_wherever_the_server_hangs_another_task_closes_the_walk(
             assert collecting.ended or faulty.is_hanging()
         came = collecting.came()
         assert came == expected[: len(came)]
-        await fds_return_to(before)
+        await fds_close(before)
         unmark(faulty.source)
 
 
@@ -316,7 +315,7 @@ def test_wherever_the_server_hangs_another_thread_closes_the_walk(
         thread.join()
         came = relative(list(map(os.fsencode, found)), faulty.top)
         assert came == expected[: len(came)]
-        fds_return_without_a_loop_to(before)
+        fds_close_without_a_loop(before)
         unmark(faulty.source)
 
 
@@ -369,4 +368,4 @@ async def test_walks_that_hang_end_with_errors_when_the_server_is_killed(
     assert {error.errno for error in errors} <= {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
     for walk in walks:
         await walk.aclose()
-    await fds_return_to(before)
+    await fds_close(before)
