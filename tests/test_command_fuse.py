@@ -28,8 +28,11 @@ def serving(*arguments, point):
     log = point.with_suffix(".log")
     with (
         log.open("wb") as stderr,
+        # Ctrl-C may be ignored here, as in a job in the background.
         subprocess.Popen(
-            [*COMMAND, "fuse", *arguments, point], env=environment(), stderr=stderr
+            ["env", "--default-signal=INT", *COMMAND, "fuse", *arguments, point],
+            env=environment(),
+            stderr=stderr,
         ) as process,
     ):
         try:

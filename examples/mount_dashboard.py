@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""Show the mounts on a terminal, live: what is there, and what has just happened.
+
+Usage: mount_dashboard.py [PATH], for the mounts at PATH or below. Ctrl-C ends it. It needs rich.
+"""
+
+import argparse
+import contextlib
+import os
+import time
+from collections import deque
+
+import anyio
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+import truenas_os
+from truenas_os import MountEvent, MountEventKind, MountFilter, StatmountResult
+
+COLOURS = {
+    MountEventKind.ATTACHED: "green",
+    MountEventKind.DETACHED: "red",
+    MountEventKind.MOVED: "yellow",
+    MountEventKind.CHANGED: "yellow",
+    MountEventKind.TRANSIENT: "dim",
+    MountEventKind.RESYNC: "bold red",
+}
+EVENTS = 8
+
+
+class Dashboard:
+    """The mounts by id, and the last events."""
+
+    def __init__(self, mounts: list[StatmountResult]) -> None:
+        self.mounts = {mount.mnt_id: mount for mount in mounts}
+        self.events: deque[tuple[str, MountEvent]] = deque(maxlen=EVENTS)
+
+    def apply(self, event: MountEvent) -> None:
+        self.events.appendleft((time.strftime("%H:%M:%S"), event))
+        if event.new is not None:
+            self.mounts[event.new.mnt_id] = event.new
+        elif event.mnt_id is not None:
+            self.mounts.pop(event.mnt_id, None)
+
+    def __rich__(self) -> Group:
+        return Group(self.table(), Panel(self.history(), title="events", title_align="left"))
+
+    def table(self) -> Table:
+        table = Table(title=f"{len(self.mounts)} mounts", expand=True)
+        for name, ratio in (("mount point", 4), ("source", 2), ("type", 1)):
+            table.add_column(name, ratio=ratio, overflow="fold")
+        fresh = {event.mnt_id: COLOURS[event.kind] for _, event in reversed(self.events)}
+        for mount in sorted(self.mounts.values(), key=lambda mount: mount.mnt_point or ""):
+            cells = (mount.mnt_point, mount.sb_source, mount.fs_type)
+            table.add_row(*map(printable, cells), style=fresh.get(mount.mnt_id, ""))
+        return table
+
+    def history(self) -> Text:
+        lines = Text(no_wrap=True, overflow="ellipsis")
+        for at, event in self.events:
+            mount = event.new or event.old
+            where = printable(mount.mnt_point if mount else None)
+            lines.append(f"{at} {event.kind.value:<9} ", COLOURS[event.kind]).append_text(where)
+            lines.append(f" {', '.join(event.fields)}\n", "dim")
+        return lines
+
+
+def printable(text: str | None) -> Text:
+    """What a terminal may get of a name that anybody may have chosen."""
+    return Text("".join(char if char.isprintable() else "?" for char in text or ""))
+
+
+async def watch(under: str | None, console: Console) -> None:
+    wanted = None if under is None else MountFilter(under=under)
+    async with truenas_os.watch_mounts(mount_filter=wanted) as changes:
+        tree = changes.snapshot
+        dashboard = Dashboard([*tree] if under is None else [*tree.under(under)])
+        with Live(dashboard, console=console, auto_refresh=False) as live:
+            live.refresh()
+            async for batch in changes:
+                for event in batch:
+                    dashboard.apply(event)
+                live.refresh()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Show the mounts on a terminal, live.")
+    parser.add_argument("path", nargs="?", help="only the mounts here or below")
+    path = parser.parse_args().path
+    with contextlib.suppress(KeyboardInterrupt):
+        anyio.run(watch, None if path is None else os.path.abspath(path), Console())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""Make a catalogue of all files below a directory: path, size and SHA-256, as lines of JSON.
+
+Usage: scan_service.py ROOT CATALOGUE. It may be stopped and killed at any time, as services are:
+started again it goes on, and the catalogue has every file exactly once. The exit status is 0 when
+the catalogue is complete, and 143 or 130 when SIGTERM or Ctrl-C came first.
+
+Beside the catalogue is CATALOGUE.state. It has the walk's resume token, and how long the catalogue
+was at that point: what was written after it is cut off when the work goes on.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from typing import Literal
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+
+import truenas_os
+
+log = logging.getLogger("scan")
+CHUNK = 1 << 20
+
+
+class Catalogue:
+    """Lines, and the place in the walk that they have come to."""
+
+    def __init__(self, path: str, save_every: float) -> None:
+        self.path = os.path.realpath(path)
+        self.save_every = save_every
+        self.saved_at = 0.0
+
+    async def open(self) -> bytes | None:
+        """Open it, and return the token to go on from, if there is one."""
+        token, length = None, 0
+        try:
+            async with await truenas_os.safe_open(self.path + ".state") as file:
+                state = json.loads(await file.read())
+            token, length = base64.b64decode(state["token"]), state["length"]
+        except FileNotFoundError:
+            pass
+        self.file = await truenas_os.safe_open(self.path, "ab")
+        await self.file.truncate(length)
+        return token
+
+    async def add(self, lines: list[str], token: bytes) -> None:
+        """Append what was found up to *token*."""
+        with anyio.CancelScope(shield=True):  # all of them or none
+            await self.file.write("".join(lines).encode())
+            self.token = token
+            if time.monotonic() - self.saved_at > self.save_every:
+                await self.save()
+
+    async def save(self) -> None:
+        """Make sure that the work goes on from here, also after a crash of the machine."""
+        await self.file.fsync()
+        token = base64.b64encode(self.token).decode()
+        state = {"token": token, "length": os.fstat(self.file.fileno()).st_size}
+        await truenas_os.atomic_replace(self.path + ".state", json.dumps(state))
+        self.saved_at = time.monotonic()
+
+    async def finish(self) -> None:
+        await self.file.fsync()
+        os.unlink(self.path + ".state")
+
+
+def describe(items: list[truenas_os.IterInstance]) -> list[str]:
+    """The lines of the regular files; in a thread, since reading them takes its time."""
+    return [line_of(item) for item in items if item.isreg]
+
+
+def line_of(item: truenas_os.IterInstance) -> str:
+    digest, size = hashlib.sha256(), 0
+    while chunk := os.pread(item.fd, CHUNK, size):
+        anyio.from_thread.check_cancelled()  # a large file does not delay the end
+        digest.update(chunk)
+        size += len(chunk)
+    return json.dumps({"path": item.path, "size": size, "sha256": digest.hexdigest()}) + "\n"
+
+
+def skip(error: OSError) -> Literal["skip"]:
+    log.warning("left out: %s", error)
+    return "skip"
+
+
+def report(progress: truenas_os.WalkProgress) -> None:
+    state = progress.state
+    of_all = f" of at most {progress.total:,}" if progress.total else ""
+    log.info(f"{state.cnt:,}{of_all}, {state.cnt_bytes:,} bytes, {progress.elapsed:.0f} s")
+
+
+async def scan(root: str, catalogue: Catalogue) -> None:
+    token = await catalogue.open()
+    log.info("begins" if token is None else "goes on")
+    async with truenas_os.walk(
+        root, resume_from=token, on_error=skip, progress=report, progress_interval=1
+    ) as items:
+        catalogue.token = items.resume_token()
+        await catalogue.save()
+        try:
+            async for batch in items.batches(64):
+                lines = await anyio.to_thread.run_sync(describe, batch)
+                await catalogue.add(lines, items.resume_token())
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await catalogue.save()
+            raise
+    await catalogue.finish()
+    log.info("complete")
+
+
+async def serve(root: str, catalogue: Catalogue) -> int:
+    """Scan until all is done or a signal comes; the exit status."""
+    status = 0
+
+    async def stop_on_signal() -> None:
+        nonlocal status
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("stops because of %s", signal.Signals(number).name)
+                status = 128 + number
+                tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stop_on_signal)
+        await scan(root, catalogue)
+        status = 0  # even if a signal came in the last moment
+        tasks.cancel_scope.cancel()
+    return status
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Make a catalogue of all files in a directory.")
+    parser.add_argument("root", help="a directory, without symlinks in its path")
+    parser.add_argument("catalogue", help="the file to write, outside of it")
+    parser.add_argument(
+        "--save-every", type=float, default=5, metavar="SECONDS", help="default: %(default)s"
+    )
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    status = 1
+    try:
+        status = anyio.run(serve, args.root, Catalogue(args.catalogue, args.save_every))
+    except* OSError as group:
+        for error in group.exceptions:
+            log.error("%s", error)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""Starting the programs in examples/."""
+
+import contextlib
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from command_line import environment
+from stuck import AMPLE
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def command(name, *arguments):
+    # Ctrl-C may be ignored here, as in a job in the background.
+    return ["env", "--default-signal=INT", sys.executable, EXAMPLES / f"{name}.py", *arguments]
+
+
+@contextlib.contextmanager
+def started(name, *arguments, **options):
+    """The program; who waits for it for too long finds it killed."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
+    with subprocess.Popen(command(name, *arguments), env=environment(), **options) as process:
+        limit = threading.Timer(AMPLE, process.kill)
+        limit.start()
+        try:
+            yield process
+        finally:
+            limit.cancel()
+            process.kill()
+
+
+def succeeded(name, *arguments):
+    done = subprocess.run(command(name, *arguments), env=environment(), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: LGPL-3.0-or-later
+"""The programs in examples/, each from beginning to end."""
+
+import contextlib
+import errno
+import json
+import os
+import pty
+import random
+import re
+import select
+import shutil
+import signal
+import subprocess
+import termios
+from collections import Counter
+from pathlib import Path
+
+import kernel
+import pytest
+from command_line import HOSTILE
+from example_programs import EXAMPLES, started, succeeded
+from filesystems import needs_root
+from stuck import AMPLE, wait_until
+from witness import make
+
+PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_has_a_help(name):
+    shown = succeeded(name, "--help")
+    assert shown.startswith(f"usage: {name}.py")
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+# scan_service.py
+
+
+@pytest.fixture
+def tree(mount_dir):
+    """A thousand small files, names that hurt, and large ones that take a while to read."""
+    for number in range(40):
+        directory = mount_dir / "tree" / f"{number}"
+        directory.mkdir(parents=True)
+        for file in range(25):
+            (directory / f"{file}").write_text(f"{number} {file}")
+        if number % 8 == 0:
+            with (directory / "large").open("wb") as large:
+                large.truncate(32 << 20)
+    for name in HOSTILE.values():
+        with open(os.fsencode(mount_dir / "tree") + b"/" + name, "wb") as file:
+            file.write(name)
+    (mount_dir / "tree" / "link").symlink_to("0")
+    return mount_dir / "tree"
+
+
+def sums(top):
+    """What sha256sum says of all files that find finds."""
+    command = ["find", top, "-type", "f", "-exec", "sha256sum", "-z", "{}", "+"]
+    found = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    lines = (line.split(b"  ", 1) for line in found.split(b"\0")[:-1])
+    return Counter((path, digest.decode()) for digest, path in lines)
+
+
+def catalogued(catalogue):
+    lines = [json.loads(line) for line in catalogue.read_text().splitlines()]
+    for line in lines:
+        assert line["size"] == os.stat(line["path"]).st_size
+    return Counter((os.fsencode(line["path"]), line["sha256"]) for line in lines)
+
+
+def stopped(tree, catalogue, number, after):
+    """Start the service, send it a signal after so many more bytes; how it has ended."""
+    size = catalogue.stat().st_size if catalogue.exists() else 0
+    with started("scan_service", tree, catalogue, "--save-every", "0.01") as process:
+        wait_until(
+            lambda: (
+                process.poll() is not None
+                or (catalogue.exists() and catalogue.stat().st_size >= size + after)
+            ),
+            "the catalogue",
+        )
+        process.send_signal(number)
+        told = process.communicate()[0]
+    assert "Traceback" not in told
+    return process.returncode, told
+
+
+def test_the_scan_is_stopped_and_killed_until_it_is_complete(tree, tmp_path):
+    chance = random.Random(1)
+    catalogue = tmp_path / "catalogue"
+    ends = Counter()
+    while not ends[0]:
+        number = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)[sum(ends.values()) % 3]
+        status, told = stopped(tree, catalogue, number, chance.randrange(1, 40_000))
+        if status:
+            assert status == (-number if number == signal.SIGKILL else 128 + number), told
+            assert catalogue.with_suffix(".state").exists()
+        ends[status] += 1
+        assert sum(ends.values()) < 50, "no progress"
+    assert ends[143] and ends[-9], ends
+    assert "goes on" in told and "complete" in told
+    assert catalogued(catalogue) == sums(tree)
+    assert os.listdir(tmp_path) == ["catalogue"] or {*os.listdir(tmp_path)} == {
+        "catalogue",
+        "mounts",
+    }
+
+
+def test_the_scan_of_what_is_not_there_is_a_line_and_status_1(tmp_path):
+    with started("scan_service", tmp_path / "missing", tmp_path / "catalogue") as process:
+        told = process.communicate()[0]
+    assert process.returncode == 1
+    assert "No such file or directory" in told and "Traceback" not in told
+
+
+# mount_dashboard.py
+
+
+@contextlib.contextmanager
+def on_terminal(name, *arguments):
+    """A program that has a terminal, and a function that waits for what it shows."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 250))
+    with started(name, *arguments, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        written = ""
+
+        def wait_for(pattern):
+            nonlocal written
+            while not (found := re.search(pattern, written)):
+                assert select.select([ours], [], [], AMPLE)[0], f"{pattern} has not come: {written}"
+                try:
+                    read = os.read(ours, 1 << 16)
+                except OSError as error:
+                    assert error.errno == errno.EIO
+                    pytest.fail(f"it has ended: {written}")
+                written += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", read.decode(errors="replace"))
+            written = written[found.end() :]
+
+        try:
+            yield process, wait_for
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+def test_the_dashboard_shows_mounts_that_come_and_go(mount_dir):
+    make(mount_dir, "before")
+    with on_terminal("mount_dashboard", mount_dir) as (process, wait_for):
+        wait_for(r"2 mounts")
+        wait_for(f"{mount_dir}/before")
+        make(mount_dir, "new", source="[red]source\x1b[31m")
+        wait_for(r"3 mounts")
+        wait_for(rf"{mount_dir}/new +│ \[red\]source\?\[31m")
+        wait_for(rf"attached +{mount_dir}/new")
+        kernel.umount(mount_dir / "new")
+        wait_for(r"2 mounts")
+        wait_for(rf"detached +{mount_dir}/new")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(AMPLE) == 0
+
+
+# container_rootfs.py
+
+
+@pytest.fixture
+def image(mount_dir):
+    """A root filesystem with a shell and a few programs, and the libraries that they need."""
+    image = mount_dir / "image"
+    for name in ("sh", "stat", "touch", "sleep", "id", "mkdir", "mount", "cat"):
+        program = shutil.which(name)
+        listed = subprocess.run(["ldd", program], stdout=subprocess.PIPE, text=True, check=True)
+        for path in [program, *re.findall(r"(/\S+) \(0x", listed.stdout)]:
+            copy = image / path.lstrip("/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)
+    (image / "volume").mkdir()
+    (image / "etc").mkdir()
+    (image / "etc" / "owned").write_text("by 5:6")
+    os.chown(image / "etc" / "owned", 5, 6)
+    (image / "escape").symlink_to("/../../../../etc")
+    for name in ("state", "volume"):
+        (mount_dir / name).mkdir()
+    kernel.mount("tmpfs", mount_dir / "volume", "tmpfs")
+    kernel.mount(None, mount_dir / "volume", None, kernel.MS_SHARED)
+    return mount_dir
+
+
+def contained(image, *command, **options):
+    return started(
+        "container_rootfs",
+        *("--layer", image / "image", "--state", image / "state"),
+        *("--volume", f"{image}/volume:/volume", "--", *command),
+        **options,
+    )
+
+
+def mounts():
+    return Path("/proc/self/mountinfo").read_text()
+
+
+@needs_root
+def test_root_in_the_container_owns_what_root_owns_on_the_disk(image):
+    before = mounts()
+    script = """
+        id -u
+        touch /new /volume/new
+        stat -c '%n %u:%g' / /etc/owned /new /volume/new
+        exit 7
+    """
+    with contained(image, "sh", "-c", script) as process:
+        told = process.communicate()[0].splitlines()
+    assert process.returncode == 7, told
+    assert told[:5] == ["0", "/ 0:0", "/etc/owned 5:6", "/new 0:0", "/volume/new 0:0"]
+    for path, owner in ((image / "state/upper/new", 100000), (image / "volume/new", 0)):
+        assert (path.stat().st_uid, path.stat().st_gid) == (owner, owner)
+    assert not (image / "image" / "new").exists()
+    assert mounts() == before
+
+
+@needs_root
+def test_mounts_reach_the_volume_from_outside_and_never_come_out(image):
+    before = mounts()
+    script = """
+        mkdir /volume/inside && mount -t tmpfs none /volume/inside && touch /volume/inside/secret
+        echo ready
+        while [ ! -e /volume/outside/there ]; do sleep 0.02; done
+        stat -c '%n %u:%g' /volume/outside/there
+    """
+    with contained(image, "sh", "-c", script) as process:
+        assert process.stdout.readline() == "ready\n"
+        lines = [line for line in mounts().splitlines() if "/root/volume " in line]
+        assert [" master:" in line and " shared:" not in line for line in lines] == [True]
+        root = lines[0].split()[4].removesuffix("/volume")
+        # From outside, without its user namespace, all is shifted.
+        seen = (Path(root) / "etc" / "owned").stat()
+        assert (seen.st_uid, seen.st_gid) == (100005, 100006)
+        assert os.listdir(image / "volume" / "inside") == []
+        make(image / "volume", "outside")
+        (image / "volume" / "outside" / "there").touch()
+        told = process.communicate()[0]
+    # What came up is not idmapped: its root is nobody in there.
+    assert (process.returncode, told) == (0, "/volume/outside/there 65534:65534\n")
+    kernel.umount(image / "volume" / "outside")
+    assert mounts() == before
+
+
+@needs_root
+def test_a_symlink_in_a_layer_leads_no_volume_out(image):
+    before = mounts()
+    with started(
+        "container_rootfs",
+        *("--layer", image / "image", "--state", image / "state"),
+        *("--volume", f"{image}/volume:/escape", "--", "stat", "-c", "%n %d", "/etc"),
+    ) as process:
+        told = process.communicate()[0]
+    assert told == f"/etc {(image / 'volume').stat().st_dev}\n"
+    assert mounts() == before
+
+
+@needs_root
+def test_what_cannot_be_assembled_leaves_nothing_mounted(image):
+    before = mounts()
+    for wrong in (("--volume", f"{image}/volume:/missing"), ("--layer", image / "missing")):
+        with started(
+            "container_rootfs", "--layer", image / "image", "--state", image / "state", *wrong, "sh"
+        ) as process:
+            told = process.communicate()[0]
+        assert process.returncode == 1
+        assert "missing" in told and "Traceback" not in told
+        assert mounts() == before
+
+
+@needs_root
+def test_the_container_is_taken_down_when_it_is_interrupted(image):
+    before = mounts()
+    command = ("sh", "-c", "echo ready; exec sleep 60")
+    with contained(image, *command, start_new_session=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to the command as well
+        assert process.communicate()[0] == ""
+    assert process.returncode == 130
+    assert mounts() == before
