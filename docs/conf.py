@@ -21,8 +21,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(collections|contextlib|enum|os|pathlib|struct|threading|types|typing)\b.*"),
     (r"py:class", r"typing_extensions\..*"),
     (r"py:func", r"open"),
-    # Type variables.
-    (r"py:class", r"(.*\.(AnyFd|T)|copy of B)"),
+    # Type variables, and an alias within a quoted annotation.
+    (r"py:class", r"(.*\.(AnyFd|T)|Returned|copy of B)"),
 ]
 manpages_url = "https://man7.org/linux/man-pages/man{section}/{page}.{section}.html"
 
@@ -40,6 +40,7 @@ toc_object_entries_show_parents = "hide"
 html_theme = "furo"
 html_title = "truenas_os"
 html_copy_source = False
+html_domain_indices = False
 html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]

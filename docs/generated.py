@@ -21,7 +21,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 import truenas_os
-from truenas_os import cli, fuse
+from truenas_os import blocking, cli, fuse
 from truenas_os.blocking import flags
 
 _MARK = re.compile(r"<!-- generated: (\w+) ?([\w.]*) -->")
@@ -86,8 +86,12 @@ def reference(name: str) -> str:
         names = ", ".join(f":class:`~truenas_os.{name}`" for name in shared)
         text += f"\n## What both faces have\n\n```{{eval-rst}}\n{names}\n```\n"
     for module in _modules(face):
-        text += f"\n## {module.__name__}\n\n```{{eval-rst}}\n"
-        text += f".. automodule:: {module.__name__}\n   :members:\n```\n"
+        lines = [f".. automodule:: {module.__name__}", "   :members:"]
+        if hasattr(module, "__all__"):  # it may name what other modules define
+            lines[1:] = ["   :no-members:", "", f".. currentmodule:: {module.__name__}"]
+            for public, item in _documented(module):
+                lines += ["", *_directive(public, item)]
+        text += f"\n## {module.__name__}\n\n```{{eval-rst}}\n" + "\n".join(lines) + "\n```\n"
     return text
 
 
@@ -106,17 +110,17 @@ def _documented(face: ModuleType) -> list[tuple[str, Any]]:
 
 
 def _shared(face: ModuleType) -> list[str]:
-    """The names in *face* of what is documented with the async face."""
+    """The names in *face* of what is documented with another one."""
     if face is truenas_os or face is fuse:
         return []
-    ours = truenas_os.__dict__
-    shared = [name for name in face.__all__ if ours.get(name) is getattr(face, name)]
+    other = truenas_os if face is blocking else fuse
+    shared = [name for name in face.__all__ if vars(other).get(name) is getattr(face, name)]
     return [name for name in shared if name not in flags.__all__]
 
 
 def _face_of(item: type) -> str:
     """Where a class that no face exports is documented."""
-    return max((face for face in _FACES if item.__module__.startswith(face)), key=len)
+    return max((face for face in _FACES if f"{item.__module__}.".startswith(f"{face}.")), key=len)
 
 
 def _classes_told_by(item: Any) -> Iterator[Any]:
@@ -233,7 +237,7 @@ def _public_name(app: Sphinx, env: Any, node: Any, content: nodes.Node) -> nodes
     domain = env.get_domain("py")
     module, _, name = target.rpartition(".")
     if not module.startswith("truenas_os"):
-        candidates = [f"{face}.{target}" for face in (*_FACES, "truenas_os.fuse.protocol")]
+        candidates = [f"{face}.{target}" for face in (*_FACES, *_FUSE_MODULES)]
     else:
         try:
             item = getattr(importlib.import_module(module), name)
@@ -285,6 +289,9 @@ def _fields(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: l
         lines[:] = [f"A name for :class:`{item.__supertype__.__name__}`, for type checkers."]
     elif what == "data" and type(item) in (int, frozenset):
         lines.clear()
+
+
+_FUSE_MODULES = [module.__name__ for module in _modules(fuse)]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -2,7 +2,8 @@
 """Filesystems whose callbacks are given paths, as ``async def`` or as plain functions.
 
 Serve an object of a class derived from :class:`PathOperations` with :func:`truenas_os.fuse.mount`,
-or functions with :func:`main`, to which they are keyword arguments.
+or functions with :func:`main`, as in
+``asyncio.run(fuse.path.main(mountpoint="/mnt", getattr=my_getattr, getdir=my_getdir))``.
 """
 
 import logging
