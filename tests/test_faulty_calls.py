@@ -78,6 +78,7 @@ async def hung_and_cancelled(faulty, rule, call, cancelling):
         assert faulty.is_hanging()
         with anyio.fail_after(AMPLE):
             await truenas_os.statx(AT_FDCWD, "/")
+    await until(lambda: not _threads._portal().workers, "the end of every call")
 
 
 async def test_whatever_hangs_is_cancelled_and_holds_up_no_other(

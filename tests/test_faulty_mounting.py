@@ -61,12 +61,6 @@ def impatient(monkeypatch):
     monkeypatch.setattr(blocks, "GRACE_CHANGE", 0.01)
 
 
-@pytest.fixture
-def hopeless(monkeypatch):
-    """Nor is an end that fails to succeed at another try."""
-    monkeypatch.setattr(unmounting, "_PATIENCE", 0.01)
-
-
 def tidy(faulty):
     """Remove the directory that was made: the call that failed may be that by which it goes."""
     with contextlib.suppress(FileNotFoundError):
@@ -102,8 +96,9 @@ def test_whichever_call_fails_no_mount_is_left(faulty, elsewhere, making):
 
 @each_block
 def test_whatever_fails_from_some_call_on_no_mount_is_left_that_was_not_told_of(
-    faulty, elsewhere, making, impatient, hopeless
+    faulty, elsewhere, making, monkeypatch
 ):
+    monkeypatch.setattr(unmounting, "_PATIENCE", 0.01)
     small(faulty.source)
 
     def make(library):
@@ -191,9 +186,32 @@ async def test_wherever_it_hangs_a_block_is_cancelled_and_leaves_no_mount_later(
             assert ended or faulty.is_hanging()
             with anyio.fail_after(AMPLE):
                 await truenas_os.statx(AT_FDCWD, "/")
-        await until(lambda: kernel.mountinfo() == before, "the end of the mount")
+        # What was cancelled goes on, and may only now begin to mount.
+        await until(lambda: not _threads._portal().workers, "the end of every call")
+        assert kernel.mountinfo() == before
         await fds_close(fds)
         tidy(faulty)
+
+
+@pytest.mark.anyio
+async def test_an_end_that_has_waited_for_the_server_is_tried_again_when_that_fails(
+    faulty, anyio_backend, monkeypatch
+):
+    monkeypatch.setattr(unmounting, "_PATIENCE", 0.05)
+    small(faulty.source)
+    target = faulty.top / "a" / "b"
+
+    async def go():
+        await faulty.hangs()
+        await anyio.sleep(0.1)
+        faulty.do("release")
+
+    async with anyio.create_task_group() as group:
+        async with truenas_os.mounted("tmpfs", target):
+            faulty.do("getattr hang nth=1", "getattr fail EIO nth=1")
+            group.start_soon(go)
+    assert [count.struck for count in faulty.counts()] == [1, 1]
+    assert not is_mounted(target)
 
 
 # Unmounting what does not answer

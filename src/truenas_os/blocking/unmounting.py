@@ -268,9 +268,11 @@ def unmount_patiently(mnt_ids: Sequence[int]) -> None:
     A call that was cancelled in the block may use a mount for a moment still, and what failed for
     want of memory or descriptors may succeed: the error is final when it stays for half a second.
     """
-    deadline = time.monotonic() + _PATIENCE
+    deadline = None
     delay = 0.001
     while error := _unmount_all(mnt_ids):
+        # What failed may have waited for a server before it did.
+        deadline = deadline or time.monotonic() + _PATIENCE
         if error.errno == errno.EINVAL and set(listmount(mnt_ids[0])) <= set(mnt_ids):
             # Locked by a user namespace: they go together or not at all.
             detach(mnt_ids[0])
