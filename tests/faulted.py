@@ -51,8 +51,9 @@ class Faulty:
         self.process = subprocess.Popen([*map(str, command), "-o", "suid,dev"])
         try:
             wait_until(lambda: is_mounted(self.top), "the mount")
-            # Kept open, so that no rule is in the way.
-            self.control = os.open(self.top / ".faulty", os.O_RDWR)
+            with self.limited():
+                # Kept open, so that no rule is in the way.
+                self.control = os.open(self.top / ".faulty", os.O_RDWR)
         except BaseException:
             self.kill()
             raise

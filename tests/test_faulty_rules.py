@@ -119,7 +119,8 @@ def test_it_tells_how_it_is_used(tmp_path):
 
     told = run("--help")
     assert told.returncode == 0
-    assert all(word in told.stdout for word in ("source", "mountpoint", "--control NAME"))
+    for words in ("source", "mountpoint", "--control NAME", "OPERATION fail ERRNO", "release"):
+        assert words in told.stdout
     for name in ("a/b", "", ".", ".."):
         refused = run(".", ".", "--control", name)
         assert (refused.returncode, refused.stdout) == (2, "")

@@ -32,9 +32,11 @@ rules are for that. Nothing is kept by the kernel for later (but what it reads o
 open), so that every call gets here. To stat a file is a lookup, which tells the attributes, and
 then a getattr, or a statx if somebody asks for the time of birth; opening it asks both of every
 directory on the way. A directory is listed by readdir until that gives nothing more. The close of
-a file is a flush; release comes later, and nobody waits for it.
+a file is a flush; release comes later, and nobody waits for it. If looking up a name fails that the
+kernel knows, it detaches what is mounted there or below, and asks once more.
 """
 
+import argparse
 import fnmatch
 import functools
 import inspect
@@ -310,7 +312,8 @@ for operation in OPERATIONS:
 
 
 def main() -> None:
-    parser = arguments_of("A directory, shown at another place, with faults on command.")
+    parser = arguments_of(__doc__ or "")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--control",
         metavar="NAME",
