@@ -1276,3 +1276,80 @@ async def test_hard_links_share_an_inode_if_they_have_a_number(point):
     assert tree.calls("rename") == []
     async with fuse.mount(Unnumbered(a=b"content"), point) as session:
         assert await client(session, program) == "False\nb'content' ['b']"
+
+
+@on_one_loop
+async def test_no_path_changes_while_a_callback_uses_it(point):
+    class Watchful(Opening):
+        """Looks whether its paths lead to the same before and after it has slept."""
+
+        threaded = True
+        wrong = ()
+
+        def noted(self, kind, name, callback):
+            async def wait(*args):
+                self.seen.append((name, *args))
+                before = [self.items.get(path) for path in args if isinstance(path, str)]
+                await anyio.sleep(0 if name == "rename" else 0.0005)
+                after = [self.items.get(path) for path in args if isinstance(path, str)]
+                if before != after or (name in self.needing and None in after):
+                    self.wrong = (*self.wrong, (name, *args))
+                return callback(*args)
+
+            return wait
+
+        needing = ("read", "write", "getdir", "chmod", "flush", "release", "fgetattr", "open")
+
+    tree = Watchful()
+    for path in ("/d", "/d/e"):
+        tree.add(path, stat.S_IFDIR | 0o755)
+    tree.add("/d/e/a", REGULAR, b"content")
+    async with fuse.mount(tree, point) as session:
+        out = await client(
+            session,
+            """
+            import threading, time
+            os.chdir(top)
+            file, directory = os.open("d/e/a", os.O_RDWR), os.open("d/e", os.O_RDONLY)
+            ends = time.monotonic() + 1.2
+            failures, count = [], []
+
+            def again(*calls):
+                while time.monotonic() < ends:
+                    for call in calls:
+                        try:
+                            call()
+                        except OSError as error:
+                            failures.append(errno.errorcode[error.errno])
+                        count.append(1)
+
+            def reopen():
+                fd = os.open("a", os.O_RDONLY, dir_fd=directory)
+                os.close(fd)
+
+            def remove():
+                with open("d/f", "wb") as left:
+                    left.write(b"x")
+                    os.unlink("d/f")
+
+            threads = [
+                threading.Thread(target=again, args=calls)
+                for calls in (
+                    (lambda: os.rename("d/e", "d/g"), lambda: os.rename("d/g", "d/e")),
+                    (lambda: os.rename("d/e/a", "d/e/b"), lambda: os.rename("d/e/b", "d/e/a")),
+                    (lambda: os.pwrite(file, b"x", 0), lambda: os.fsync(file)),
+                    (lambda: os.fchmod(file, 0o600), lambda: os.fstat(file)),
+                    (lambda: os.listdir(directory), reopen),
+                    (remove,),
+                )
+            ]
+            for thread in threads: thread.start()
+            for thread in threads: thread.join()
+            # Of the renames, each may find that the other has been quicker.
+            print(len(count) > 100, set(failures) <= {"ENOENT"})
+            print(os.pread(file, 7, 0))
+            """,
+        )
+    assert tree.wrong == ()
+    assert out.splitlines() == ["True True", "b'xontent'"]
+    assert len(tree.calls("rename")) > 20

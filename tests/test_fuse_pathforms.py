@@ -105,10 +105,12 @@ UNFIT = [
     *[
         (pathforms.attributes, (*THIRTEEN[:index], wrong, *THIRTEEN[index + 1 :]))
         for index in range(13)
-        for wrong in ("1", None, float("nan"), (1, 2, 3), (1, 10**9), True)
+        for wrong in ("1", None, float("nan"), (1, 2, 3), (1, 10**9))
     ],
     (pathforms.attributes, (*THIRTEEN[:2], 0o644, *THIRTEEN[3:])),
+    *[(pathforms.attributes, (*THIRTEEN[:4], wrong, *THIRTEEN[5:])) for wrong in (-1, 1 << 32)],
     (pathforms.attributes, EntryAttributes(st_mode=0o644)),
+    (pathforms.attributes, EntryAttributes(st_mode=MODE, st_size=1 << 63)),
     (pathforms.attributes, EntryAttributes(st_mode=MODE, st_size=-1)),
 ]
 

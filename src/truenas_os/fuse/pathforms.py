@@ -7,8 +7,10 @@ has no such form. A bool is no number here: what it says about success is not cl
 
 import os
 import stat
+import struct
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import fields
+from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
 from .datatypes import ENOATTR, EntryAttributes, FUSEError, StatvfsData
@@ -25,6 +27,12 @@ _KINDS: Final = frozenset(
         stat.S_IFIFO,
         stat.S_IFSOCK,
     }
+)
+_values: Final = attrgetter(*(field.name for field in fields(EntryAttributes)))
+_FIT: Final = struct.Struct("=2QH4I2QI")
+_numbers: Final = attrgetter(
+    *("st_ino", "st_mode", "st_nlink", "st_uid", "st_gid", "st_rdev"),
+    *("st_size", "st_blocks", "st_blksize"),
 )
 # Seconds for which attributes are kept if the callback does not say.
 _TIMEOUT: Final = 1.0
@@ -155,7 +163,7 @@ def attributes(value: object) -> tuple[int, EntryAttributes]:
     """
     device = 0
     if isinstance(value, EntryAttributes):
-        attr = replace(value)
+        attr = copied(value)
     elif isinstance(value, os.stat_result):
         device = value.st_dev
         attr = EntryAttributes(
@@ -178,12 +186,19 @@ def attributes(value: object) -> tuple[int, EntryAttributes]:
         device, attr = _thirteen(value)
     else:
         raise _failure(value)
-    numbers = (attr.st_mode, attr.st_nlink, attr.st_uid, attr.st_gid, attr.st_rdev, attr.st_size)
-    if not all(map(_is_natural, (*numbers, attr.st_blksize, attr.st_blocks, attr.st_ino, device))):
-        raise UnfitError
-    if stat.S_IFMT(attr.st_mode) not in _KINDS or attr.st_mode >> 16:
+    try:
+        # Only what all of these fit can be told to the kernel.
+        _FIT.pack(device, *_numbers(attr))
+    except struct.error:
+        raise UnfitError from None
+    if stat.S_IFMT(attr.st_mode) not in _KINDS or attr.st_size >> 63:
         raise UnfitError
     return device, attr
+
+
+def copied(attr: EntryAttributes) -> EntryAttributes:
+    """The same attributes, to be changed."""
+    return EntryAttributes(*_values(attr))
 
 
 def _is_natural(value: object) -> bool:

@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -161,7 +160,7 @@ class PathLevel(PathNames):
             owners = self._file(fh).node.lock_owners
             if owner in owners:
                 owners.discard(owner)
-                everything = _flock(FileLock(0, _END, fcntl.F_UNLCK, 0))
+                everything = _flock(FileLock(0, _END, fcntl.F_UNLCK, current_request().pid))
                 await self._of_file("lock", fh, fcntl.F_SETLK, everything, form=pathforms.done)
 
     async def release(self, fh: FileHandleT) -> None:
@@ -309,11 +308,14 @@ class PathLevel(PathNames):
             return True
         if attr is not None and token.plus and is_new:
             device, known = attr
-            node, shown = self._known(directory, name, (device, replace(known)))
-            if not token.add(raw, shown, offset):
-                self._nodes.forget(node, 1)
-                return False
-            return True
+            node, shown = self._known(directory, name, (device, pathforms.copied(known)))
+            is_told = False
+            try:
+                is_told = token.add(raw, shown, offset)
+            finally:
+                if not is_told:
+                    self._nodes.forget(node, 1)
+            return is_told
         child = directory.entries.get(name)
         number, kind = (0, 0) if attr is None else (attr[1].st_ino, attr[1].st_mode)
         if child is not None:

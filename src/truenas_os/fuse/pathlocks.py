@@ -40,9 +40,10 @@ class PathLocks:
         self, find: Callable[[], Sequence[Node]], entry: Entry | None = None
     ) -> Sequence[Node]:
         """Use the nodes that *find* finds, once none of them, nor *entry*, is being changed."""
-        while entry in self._entries or any(node.is_moving for node in find()):
-            await self._change()
         found = find()
+        while entry in self._entries or any(node.is_moving for node in found):
+            await self._change()
+            found = find()
         for node in found:
             node.users += 1
         return found

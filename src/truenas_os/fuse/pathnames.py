@@ -42,7 +42,8 @@ class PathNames(Operations):
         self._call = Calls(operations)
         self._nullpath = operations.nullpath_ok
         self._pairs = operations.utimens_as_array
-        self._hides = not operations.hard_remove and "rename" in self._call
+        can_hide = "rename" in self._call and "unlink" in self._call
+        self._hides = can_hide and not operations.hard_remove
         self._nodes = NodeTable()
         self._locks = PathLocks()
         self._hidden_numbers = itertools.count(1)
@@ -77,8 +78,11 @@ class PathNames(Operations):
     @asynccontextmanager
     async def _using(self, node: Node) -> AsyncIterator[str]:
         """The path of a node, which does not change meanwhile."""
-        async with self._keeping(lambda: self._nodes.chain(node)):
+        used = await self._locks.use(lambda: self._nodes.chain(node))
+        try:
             yield self._path(node)
+        finally:
+            self._locks.leave(used)
 
     def _leading_to(self, parent: Node, name: str) -> list[Node]:
         """The nodes of an entry's path, whether or not there is one."""
