@@ -430,6 +430,41 @@ async def test_lock(point):
     assert calls[-1][3].l_type == fcntl.F_UNLCK and tree.holder is None
 
 
+WAIT_FOR_LOCK = """
+    import fcntl, signal
+    signal.signal(signal.SIGINT, lambda *_: 1 // 0)
+    file = open(top + "/a", "r+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX, 5)
+    except ZeroDivisionError:
+        print("interrupted", flush=True)
+    sys.stdin.read()
+"""
+
+
+async def test_an_async_lock_that_waits_is_cancelled_by_a_signal(point):
+    class Waiting(Tree):
+        cancelled = False
+
+        def lock(self, path, command, lock, fh):
+            return self.wait() if command == fcntl.F_SETLKW else 0
+
+        async def wait(self):
+            try:
+                await anyio.sleep_forever()
+            finally:
+                self.cancelled = True
+
+    tree = Waiting(a=b"content")
+    async with fuse.mount(tree, point) as session:
+        waiting = Client(session, WAIT_FOR_LOCK, stdin=-1)
+        await until(lambda: tree.calls("lock"), "the lock")
+        waiting.interrupt()
+        out, err = await waiting.end()
+        assert out == "interrupted\n", err
+    assert tree.cancelled and len(tree.calls("lock")) == 1
+
+
 @pytest.mark.parametrize("threaded", [False, True])
 async def test_a_plain_lock_that_comes_too_late_is_released(point, threaded):
     class Waiting(Tree):
@@ -446,33 +481,21 @@ async def test_a_plain_lock_that_comes_too_late_is_released(point, threaded):
 
     tree = Waiting(a=b"content")
     async with fuse.mount(tree, point) as session:
-        waiting = Client(
-            session,
-            """
-            import fcntl, signal
-            signal.signal(signal.SIGINT, lambda *_: 1 // 0)
-            file = open(top + "/a", "r+")
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX, 5)
-            except ZeroDivisionError:
-                print("interrupted", flush=True)
-            sys.stdin.read()
-            """,
-            stdin=-1,
-        )
+        waiting = Client(session, WAIT_FOR_LOCK, stdin=-1)
         await until(tree.begun.is_set, "the lock")
         waiting.interrupt()
         assert await anyio.to_thread.run_sync(waiting.process.stdout.readline) == "interrupted\n"
-        asked = Client(session, "print(os.listdir(top))")
+        # Not even a rename of the file waits for its lock.
+        asked = Client(session, "os.rename(top + '/a', top + '/b'); print(os.listdir(top))")
         if threaded:
-            assert (await asked.end())[0] == "['a']\n"
+            assert (await asked.end())[0] == "['b']\n"
         else:
             # The one on the thread still counts.
             await anyio.sleep(0.1)
-            assert tree.calls("getdir") == []
+            assert tree.calls("rename") == []
         tree.free.set()
         if not threaded:
-            assert (await asked.end())[0] == "['a']\n"
+            assert (await asked.end())[0] == "['b']\n"
         unlock = fuse.path.Flock(fcntl.F_UNLCK, os.SEEK_SET, 0, 5, waiting.process.pid)
         await until(lambda: ("lock", "/a", fcntl.F_SETLK, unlock, None) in tree.seen, "the release")
         await waiting.end()

@@ -5,7 +5,7 @@ import errno
 import inspect
 from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 from .datatypes import EntryAttributes, FileInfo, FUSEError, StatvfsData
 
@@ -341,8 +341,17 @@ CALLBACKS: Final = tuple(
 _OPTIONAL: Final = {"fh", "info", "private_data"}
 
 
-def defined(operations: PathOperations) -> dict[str, tuple[Any, int]]:
-    """The callbacks that a filesystem has, and how many arguments each is to be called with.
+class Callback(NamedTuple):
+    """A callback that a filesystem has."""
+
+    function: Any
+    arguments: int
+    """How many it is to be called with."""
+    is_async: bool
+
+
+def defined(operations: PathOperations) -> dict[str, Callback]:
+    """The callbacks that a filesystem has.
 
     Raises :exc:`TypeError` for one that cannot be called with its arguments.
     """
@@ -356,7 +365,10 @@ def defined(operations: PathOperations) -> dict[str, tuple[Any, int]]:
             raise TypeError(f"{name} must be a function, not {callback!r}")
         parameters = list(inspect.signature(ours).parameters)[1:]
         least = sum(parameter not in _OPTIONAL for parameter in parameters)
-        found[name] = (callback, _arguments(callback, name, least, len(parameters)))
+        count = _arguments(callback, name, least, len(parameters))
+        called = getattr(callback, "__call__", None)  # noqa: B004
+        is_async = any(map(inspect.iscoroutinefunction, (callback, called)))
+        found[name] = Callback(callback, count, is_async)
     return found
 
 

@@ -144,15 +144,15 @@ class Calls:
         context: Context,
         late: Callable[[Any], object] | None = None,
     ) -> Any:
-        callback, count = self._callbacks[name]
+        callback, count, is_async = self._callbacks[name]
         args = args[:count]
         _context.set(context)
         if not self._debug:
-            return await self._take_turn(callback, args, late)
+            return await self._take_turn(callback, is_async, args, late)
         began = perf_counter()
         outcome = "?"
         try:
-            value = await self._take_turn(callback, args, late)
+            value = await self._take_turn(callback, is_async, args, late)
             outcome = _shown.repr(value)
             return value
         except BaseException as error:
@@ -166,7 +166,7 @@ class Calls:
 
     def undo(self, name: str, *args: Any) -> Callable[[Any], None]:
         """What undoes a plain callback's success that comes late: one more call, on its thread."""
-        callback, count = self._callbacks[name]
+        callback, count, _ = self._callbacks[name]
 
         def call(value: object) -> None:
             done(value)
@@ -176,38 +176,38 @@ class Calls:
         return call
 
     async def _take_turn(
-        self, callback: Any, args: tuple[Any, ...], late: Callable[[Any], object] | None
+        self,
+        callback: Any,
+        is_async: bool,
+        args: tuple[Any, ...],
+        late: Callable[[Any], object] | None,
     ) -> Any:
-        if late is not None:
-            late = _in_this_context(late)
         if self._threaded:
-            return await _run(callback, args, late)
+            return await (callback(*args) if is_async else _on_thread(callback, args, late))
         async with self._turn:
             if self._on_thread.locked():  # one that nobody waits for
                 await offload(self._wait_for_thread)
-            return await _run(callback, args, late, self._on_thread)
+            if is_async:
+                return await callback(*args)
+            return await _on_thread(callback, args, late, self._on_thread)
 
     def _wait_for_thread(self) -> None:
         with self._on_thread:
             pass
 
 
-async def _run(
+async def _on_thread(
     callback: Any,
     args: tuple[Any, ...],
     late: Callable[[Any], object] | None,
     lock: "threading.Lock | None" = None,
 ) -> Any:
-    if _is_async(callback):
-        return await callback(*args)
-
-    def run() -> Any:
-        if lock is None:
-            return callback(*args)
-        with lock:
+    def call() -> Any:
+        with nullcontext() if lock is None else lock:
             return callback(*args)
 
-    value = await offload(run, late=late)
+    late = None if late is None else _in_this_context(late)
+    value = await offload(call, late=late)
     # Such as a partial or a lambda that calls what is async.
     return await value if inspect.isawaitable(value) else value
 
@@ -215,11 +215,6 @@ async def _run(
 def _in_this_context(function: Callable[[Any], object]) -> Callable[[Any], object]:
     context = copy_context()
     return lambda value: context.run(function, value)
-
-
-def _is_async(callback: Any) -> bool:
-    called = getattr(callback, "__call__", None)  # noqa: B004
-    return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(called)
 
 
 def _nobody(private_data: Any) -> Context:

@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
 from .datatypes import ENOATTR, EntryAttributes, FUSEError, StatvfsData
-from .wire import ERRNO_MAX
+from .wire import ERRNO_MAX, NAME_MAX
 
 _NS: Final = 1_000_000_000
 _KINDS: Final = frozenset(
@@ -88,8 +88,15 @@ def _failure(value: object) -> FUSEError | UnfitError:
 def text(value: object) -> bytes:
     """A str or bytes, or a negative errno."""
     if isinstance(value, (str, bytes)):
-        return os.fsencode(value)
+        return _encoded(value)
     raise _failure(value)
+
+
+def _encoded(value: str | bytes) -> bytes:
+    try:
+        return os.fsencode(value)
+    except UnicodeEncodeError:
+        raise UnfitError from None
 
 
 def content(value: object, size: int) -> bytes:
@@ -290,7 +297,7 @@ def names(value: object) -> list[bytes]:
     listed = _listed(value)
     if not all(isinstance(each, (str, bytes)) for each in listed):
         raise UnfitError
-    return [os.fsencode(each) for each in listed]
+    return [_encoded(each) for each in listed]
 
 
 Entry: TypeAlias = tuple[int, str, tuple[int, EntryAttributes] | None]
@@ -320,6 +327,6 @@ def _entry(value: object) -> Entry:
     if not isinstance(value, (str, bytes)):
         raise UnfitError
     name = os.fsdecode(value)
-    if not name or "/" in name or "\0" in name:
+    if not 0 < len(_encoded(name)) <= NAME_MAX or "/" in name or "\0" in name:
         raise UnfitError
     return offset, name, attr

@@ -291,7 +291,10 @@ class PathNames(Operations):
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         parent, entry = self._node(parent_inode), os.fsdecode(name)
         async with self._changing((parent, entry)):
-            if not await self._hide(parent, entry):
+            node = parent.entries.get(entry)
+            if await self._hide(parent, entry):
+                await self._remove_closed(node)
+            else:
                 await self._unlink(parent, entry)
 
     async def _unlink(self, parent: Node, name: str) -> None:
@@ -327,12 +330,13 @@ class PathNames(Operations):
             is_hidden = replaced is not old[0].entries.get(old[1]) and await self._hide(*new)
             try:
                 await self._rename(old, new)
-            except BaseException:
+            except Exception:
                 if is_hidden and replaced is not None and replaced.hidden is not None:
                     with suppress(FUSEError, OSError):
                         await self._rename(replaced.hidden, new)
                         replaced.hidden = None
                 raise
+            await self._remove_closed(replaced)
 
     async def _rename(self, old: tuple[Node, str], new: tuple[Node, str]) -> None:
         paths = self._path_in(*old), self._path_in(*new)
@@ -366,8 +370,6 @@ class PathNames(Operations):
             if not await self._exists(self._path_in(*hidden)):
                 await self._rename((parent, name), hidden)
                 node.hidden = hidden
-                if not node.files:  # closed meanwhile
-                    await self._unlink(*hidden)
                 return True
         raise FUSEError(errno.EBUSY)
 
@@ -377,6 +379,11 @@ class PathNames(Operations):
         for child in [] if directory is None else list(directory.entries.values()):
             if child.hidden is not None and child.hidden[0] is directory:
                 await self._rename(child.hidden, (parent, child.hidden[1]))
+
+    async def _remove_closed(self, node: Node | None) -> None:
+        """Remove what was closed while it was being hidden."""
+        if node is not None and node.hidden is not None and not node.files:
+            await self._unlink(*node.hidden)
 
     async def _remove_hidden(self, node: Node, last: OpenFile) -> None:
         """Remove what is hidden, and open as *last* only."""
