@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """Random operations on names, done in two directories at once, which have to stay alike.
 
-``random_trees.py WITNESS DIRECTORY [--seed N] [--operations N] [--no-exchange]``.
-After a difference it tells the
-seed and the last operations; the same seed makes the same ones.
+``random_trees.py WITNESS DIRECTORY [--seed N] [--operations N] [--no-exchange]``. After a
+difference it tells the seed and the last operations; the same seed makes the same ones.
 """
 
 import argparse

@@ -12,7 +12,7 @@ import time
 
 import anyio
 import pytest
-from filesystems import needs_root
+from filesystems import IS_ROOT, needs_root
 from paths import Tree
 from serving import Client, client, error_of, is_mounted
 from stuck import until
@@ -24,6 +24,8 @@ from truenas_os.fuse.wire import InitFlag
 pytestmark = pytest.mark.anyio
 
 REGULAR = stat.S_IFREG | 0o644
+# An ordinary user's namespace has no other ids.
+UID, GID = (5, 6) if IS_ROOT else (0, 0)
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ on_one_loop = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_getattr_and_readlink(point, kind):
     tree = Tree(kind, a=b"content")
     item = tree.add("/link", stat.S_IFLNK | 0o777, b"a")
-    item.uid, item.gid = 3, 4
+    item.uid, item.gid = UID, GID
     tree.add("/device", stat.S_IFCHR | 0o600, rdev=os.makedev(5, 300))
     async with fuse.mount(tree, point) as session:
         out = await client(
@@ -63,7 +65,7 @@ async def test_getattr_and_readlink(point, kind):
             """,
         )
     assert out.splitlines() == [
-        "0o120777 3 4 1 1",
+        f"0o120777 {UID} {GID} 1 1",
         "1000000500 2000000500 3250000000",
         "a 7",
         "5 False",
@@ -136,22 +138,25 @@ async def test_chmod_chown_truncate(point, kind):
             """
             os.chdir(top)
             os.chmod("a", 0o4600)
-            os.chown("a", 5, -1)
-            os.chown("a", -1, 6)
+            uid, gid = map(int, sys.argv[2:])
+            os.chown("a", uid, -1)
+            os.chown("a", -1, gid)
             os.truncate("a", 3)
             with open("a", "r+") as file:
                 file.truncate(5)
             found = os.stat("a")
             print(oct(found.st_mode), found.st_uid, found.st_gid, open("a", "rb").read())
             """,
+            UID,
+            GID,
         )
-    assert out == r"0o100600 5 6 b'con\x00\x00'"
+    assert out == rf"0o100600 {UID} {GID} b'con\x00\x00'"
     made = tree.calls("chmod", "chown", "truncate")
     assert made[0] == ("chmod", "/a", stat.S_IFREG | 0o4600)
     # As for any file, a new owner takes the set-user-ID bit away.
     assert [call for call in made[1:] if call[0] != "chmod"] == [
-        ("chown", "/a", 5, -1),
-        ("chown", "/a", -1, 6),
+        ("chown", "/a", UID, -1),
+        ("chown", "/a", -1, GID),
         ("truncate", "/a", 3),
         ("truncate", "/a", 5),
     ]
