@@ -94,6 +94,8 @@ UNFIT = [
     *[(form, ["\ud800"]) for form in (pathforms.names, pathforms.entries)],
     (pathforms.text, "\ud800"),
     (pathforms.entries, ["a" * 1025]),
+    (pathforms.plain_entries, [(1, "a")]),
+    (pathforms.plain_entries, ["a/b"]),
     (pathforms.entries, ["a/b"]),
     (pathforms.entries, [""]),
     (pathforms.entries, ["a\0"]),

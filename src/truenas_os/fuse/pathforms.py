@@ -316,6 +316,11 @@ def entries(value: object) -> list[Entry]:
     return found
 
 
+def plain_entries(value: object) -> list[Entry]:
+    """Entries of a directory that are names only."""
+    return entries(names(value))
+
+
 def _entry(value: object) -> Entry:
     offset, attr = 0, None
     if isinstance(value, (tuple, list)) and 2 <= len(value) <= 3:

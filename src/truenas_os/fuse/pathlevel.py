@@ -273,6 +273,9 @@ class PathLevel(PathNames):
             numbered = enumerate(directory.listing, 1)
             entries = [(number, name, attr) for number, (_, name, attr) in numbered]
             entries = entries[start_id:]
+        elif start_id in (offsets := [offset for offset, _, _ in entries]):
+            # A callback that returns everything, wherever it is to begin.
+            entries = entries[offsets.index(start_id) + 1 :]
         for offset, name, attr in entries:
             # The attributes of what was listed earlier may not be true any more.
             if not self._listed(directory.node, name, attr, offset, token, is_new):
@@ -284,7 +287,7 @@ class PathLevel(PathNames):
             return []  # it was removed
         if "readdir" not in self._call:
             async with self._using(node) as path:
-                return await self._call("getdir", path, form=pathforms.entries)
+                return await self._call("getdir", path, form=pathforms.plain_entries)
         async with self._using_file(directory) as path:
             args = path, start_id, directory.handle
             return await self._call("readdir", *args, form=pathforms.entries)
