@@ -4,6 +4,7 @@
 import errno
 import logging
 import os
+import re
 import select
 import stat
 import subprocess
@@ -560,3 +561,27 @@ async def test_several_sessions_have_one_loop(mount_dir):
         assert await client(two, "print(open(top + '/a').read())") == "two"
         assert one.stats.requests["READ"] >= 1
         assert one.stats.requests is not two.stats.requests
+
+
+@pytest.mark.parametrize("how", ["option", "level", "neither"])
+async def test_debug_logs_each_request_with_its_reply_and_time(point, caplog, how):
+    class Some(Files):
+        async def rmdir(self, parent_inode, name, ctx):
+            raise fuse.FUSEError(errno.ENOTEMPTY)
+
+    caplog.set_level(logging.DEBUG if how == "level" else logging.INFO, "truenas_os.fuse")
+    options = {"debug": True} if how == "option" else {}
+    operations = Some(a=b"content")
+    operations.add(b"d", mode=stat.S_IFDIR | 0o755)
+    async with fuse.mount(operations, point, **options) as session:
+        assert await error_of(session, "open(top + '/a').read(), os.rmdir(top + '/d')")
+        requests = sum(session.stats.requests.values())
+    lines = [record.getMessage() for record in caplog.records]
+    if how == "neither":
+        assert lines == []
+        return
+    form = re.compile(r"([A-Z_0-9]+) \d+ of inode \d+( b'.*')? from process \d+: (.*), \d+\.\d+ ms")
+    told = [form.fullmatch(line).groups() for line in lines]
+    assert {("LOOKUP", " b'a'", "128 bytes"), ("READ", None, "7 bytes")} <= {*told}
+    assert ("RMDIR", " b'd'", "ENOTEMPTY") in told
+    assert len(told) >= requests
