@@ -132,6 +132,16 @@ def test_whichever_system_call_fails_all_is_accounted_for(little, case):
     fds_return_without_a_loop_to(before)
 
 
+def test_before_statmount_a_walk_knows_its_path_only(little):
+    with faults.failing("statmount", errno.ENOSYS):
+        found, errors, _ = outcome(little)
+        with pytest.raises(OSError) as failed, blocking.iter_filesystem_contents(little, "tmpfs"):
+            pass
+    assert (found, errors) == (tree(little), [])
+    assert failed.value.errno == errno.ENOSYS
+    assert "Linux 6.8" in failed.value.__notes__[0]
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENOENT])
 def test_system_calls_that_fail_from_now_on_end_every_walk(little, code):
     """All of one kind, or all of any: there is an end nevertheless."""

@@ -256,7 +256,7 @@ def open_root(root: Root, relative: tuple[str, ...]) -> Beginning:
         path = os.readlink(f"/proc/self/fd/{fd}")
     try:
         with naming(path):
-            mount = _mount(fd)
+            mount = _mount(fd, root.source is not None)
         found = mount.sb_source if mount else None
         if root.source is not None and found != root.source:
             raise FilesystemMismatchError(path, root.source, found)
@@ -289,12 +289,19 @@ def _descend(fd: Fd, name: str, path: str) -> Fd:
         raise
 
 
-def _mount(fd: Fd) -> StatmountResult | None:
-    """The mount that holds *fd*; None if this mount namespace does not have it."""
+def _mount(fd: Fd, needed: bool) -> StatmountResult | None:
+    """The mount that holds *fd*; None if this mount namespace does not have it.
+
+    If it is not *needed*, None before Linux 6.8 as well.
+    """
     mask = STATMOUNT_MNT_BASIC | STATMOUNT_MNT_POINT | STATMOUNT_FS_TYPE | STATMOUNT_SB_SOURCE
     try:
         mount = mount_of(fd, mask=mask)
     except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ENOSYS or needed:
+            raise
         return None
     if mount.sb_source is None:  # before Linux 6.13, statmount(2) does not tell it
         mount = mount._replace(sb_source=_source_in_mountinfo(fd))
