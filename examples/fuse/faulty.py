@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-3.0-or-later
-"""A directory at another place, as passthrough.py shows it, with faults on command.
+"""A directory at another place, as passthrough.py shows it, with faults on
+command.
 
 Usage: faulty.py SOURCE MOUNTPOINT. Ctrl-C or umount end it.
 
@@ -16,24 +17,29 @@ Commands are written to the file .faulty in the mount's root, one a line:
     release
     clear
 
-OPERATION is the name of a handler (lookup, getattr, open, readdir...), PATH what it is about,
-relative to the root, which itself is "."; both may have *, ? and [...], and * matches slashes as
-well. Of the calls that match, a rule strikes all, the N-th, or all from the N-th on. What hangs
-does so until "release", which leaves the rules as they are, or "clear", which removes them; a
-signal ends the wait only of hang-intr. Words are quoted as in a shell, and # begins a comment.
+OPERATION is the name of a handler (lookup, getattr, open, readdir...), PATH
+what it is about, relative to the root, which itself is "."; both may have *, ?
+and [...], and * matches slashes as well. Of the calls that match, a rule
+strikes all, the N-th, or all from the N-th on. What hangs does so until
+"release", which leaves the rules as they are, or "clear", which removes them;
+a signal ends the wait only of hang-intr. Words are quoted as in a shell, and #
+begins a comment.
 
-If several rules strike a call, they do it one after the other, as they were given. What hangs
-holds up nobody else. A bad command gives EINVAL, and nothing of what was written with it is done.
-Reading the file gives the rules, and of each how many calls have matched, how many it has struck,
-and how many hang now.
+If several rules strike a call, they do it one after the other, as they were
+given. What hangs holds up nobody else. A bad command gives EINVAL, and nothing
+of what was written with it is done. Reading the file gives the rules, and of
+each how many calls have matched, how many it has struck, and how many hang
+now.
 
-The file is not listed. No rule is for it, but to open it is to look at the root: keep it open if
-rules are for that. Nothing is kept by the kernel for later (but what it reads of files that are
-open), so that every call gets here. To stat a file is a lookup, which tells the attributes, and
-then a getattr, or a statx if somebody asks for the time of birth; opening it asks both of every
-directory on the way. A directory is listed by readdir until that gives nothing more. The close of
-a file is a flush; release comes later, and nobody waits for it. If looking up a name fails that the
-kernel knows, it detaches what is mounted there or below, and asks once more.
+The file is not listed. No rule is for it, but to open it is to look at the
+root: keep it open if rules are for that. Nothing is kept by the kernel for
+later (but what it reads of files that are open), so that every call gets here.
+To stat a file is a lookup, which tells the attributes, and then a getattr, or
+a statx if somebody asks for the time of birth; opening it asks both of every
+directory on the way. A directory is listed by readdir until that gives nothing
+more. The close of a file is a flush; release comes later, and nobody waits for
+it. If looking up a name fails that the kernel knows, it detaches what is
+mounted there or below, and asks once more.
 """
 
 import argparse
