@@ -12,7 +12,6 @@ author = "the truenas_os developers"
 release = version = metadata.version("truenas-os")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "generated"]
-exclude_patterns = ["_build"]
 
 # A link to nothing is a warning, and every warning is an error: see scripts/docs.
 nitpicky = True
@@ -26,7 +25,6 @@ nitpick_ignore_regex = [
 ]
 manpages_url = "https://man7.org/linux/man-pages/man{section}/{page}.{section}.html"
 
-myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"

@@ -160,6 +160,11 @@ def _modules(face: ModuleType) -> list[ModuleType]:
     ]
 
 
+def _public() -> list[ModuleType]:
+    """Every module that the reference is about."""
+    return [*(importlib.import_module(face) for face in _FACES), *_modules(fuse)]
+
+
 def _directive(public: str, item: Any) -> list[str]:
     if inspect.isclass(item):
         return [
@@ -215,8 +220,8 @@ def commands(_: str) -> str:
     os.environ.update(COLUMNS="80", NO_COLOR="1")
     parser = cli._parser()
     text = _help("python -m truenas_os", parser)
-    for action in parser._subparsers._group_actions:  # type: ignore[union-attr]
-        for name, command in action.choices.items():  # type: ignore[union-attr]
+    for action in parser._subparsers._group_actions:
+        for name, command in action.choices.items():
             text += f"\n(command-{name})=\n" + _help(f"python -m truenas_os {name}", command)
     return text
 
@@ -237,20 +242,18 @@ def _public_name(app: Sphinx, env: Any, node: Any, content: nodes.Node) -> nodes
     domain = env.get_domain("py")
     module, _, name = target.rpartition(".")
     if not module.startswith("truenas_os"):
-        candidates = [f"{face}.{target}" for face in (*_FACES, *_FUSE_MODULES)]
+        candidates = [f"{face.__name__}.{target}" for face in _public()]
     else:
         try:
             item = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError):
             return None
-        faces = [importlib.import_module(face) for face in _FACES]
         candidates = [
-            f"{face.__name__}.{name}" for face in faces if getattr(face, name, None) is item
+            f"{face.__name__}.{name}" for face in _public() if getattr(face, name, None) is item
         ]
-        candidates += [f"{face.__name__}.{name}" for face in faces]
     for candidate in candidates:
         if candidate in domain.objects:
-            return domain.resolve_xref(  # type: ignore[no-any-return]
+            return domain.resolve_xref(
                 env, node["refdoc"], app.builder, "obj", candidate, node, content
             )
     return None
@@ -258,9 +261,8 @@ def _public_name(app: Sphinx, env: Any, node: Any, content: nodes.Node) -> nodes
 
 def _is_internal(item: Any) -> bool:
     """Whether a signature names what is not public: then it is the library that calls it."""
-    faces = [importlib.import_module(face) for face in _FACES]
     return any(
-        all(getattr(face, used.__name__, None) is not used for face in faces)
+        all(getattr(face, used.__name__, None) is not used for face in _public())
         for used in _classes_of(item)
         if not used.__module__.endswith(".arguments")
     )
@@ -289,9 +291,6 @@ def _fields(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: l
         lines[:] = [f"A name for :class:`{item.__supertype__.__name__}`, for type checkers."]
     elif what == "data" and type(item) in (int, frozenset):
         lines.clear()
-
-
-_FUSE_MODULES = [module.__name__ for module in _modules(fuse)]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
