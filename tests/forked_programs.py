@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _SECONDS = 60
-_IMPORTS = "asyncio anyio trio uvloop tempfile subprocess truenas_os.fuse truenas_os.blocking"
+_IMPORTS = "asyncio anyio trio tempfile subprocess truenas_os.fuse truenas_os.blocking"
 
 
 class Ended(NamedTuple):
