@@ -149,7 +149,7 @@ async def test_what_the_kernel_does_not_know_counts_as_done(point, caplog):
         await session.invalidate_inode(77)
         await session.invalidate_entry(77, b"a")
         await session.invalidate_entry(1, b"a", 5)
-        await session.invalidate_entry(1, b"a", expire=True)
+        await session.expire_entry(1, b"a")
         await session.notify_store(77, 0, b"x")
         with pytest.raises(FileNotFoundError):
             await session.notify_retrieve(77, 0, 1)

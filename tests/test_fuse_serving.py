@@ -510,7 +510,7 @@ async def test_the_kernel_forgets_inodes_that_nobody_uses(point):
         )
         await anyio.to_thread.run_sync(using.process.stdout.readline)
         assert all(filesystem.lookups.values())
-        await session.prune_inodes([2, 3, 4, 5])
+        await session.prune([2, 3, 4, 5])
         await until(lambda: not (filesystem.lookups[3] or filesystem.lookups[4]), "the end")
         assert filesystem.lookups[2]
         await using.end()

@@ -133,7 +133,7 @@ class Passthrough(fuse.Operations):
         oldest = list(itertools.islice(self._nodes.values(), self._most // 8))
         for node in oldest:
             self._nodes[node.inode] = self._nodes.pop(node.inode)
-        fuse.prune_inodes([node.inode for node in oldest])
+        fuse.prune([node.inode for node in oldest])
 
     async def _wait_for_room(self) -> None:
         """Let the kernel keep pace: it forgets in its own time."""

@@ -54,13 +54,14 @@ from .pathcallbacks import PathOperations
 from .paths import get_sup_groups, getxattr, listdir, setxattr, syncfs
 from .program import (
     close,
+    expire_entry,
     init,
     invalidate_entry,
     invalidate_entry_async,
     invalidate_inode,
     main,
     notify_store,
-    prune_inodes,
+    prune,
     terminate,
 )
 from .protocol import Request
@@ -100,6 +101,7 @@ __all__ = [
     "close",
     "current_request",
     "default_options",
+    "expire_entry",
     "get_sup_groups",
     "getxattr",
     "init",
@@ -112,7 +114,7 @@ __all__ = [
     "notify_store",
     "path",
     "protocol",
-    "prune_inodes",
+    "prune",
     "readdir_reply",
     "setxattr",
     "syncfs",

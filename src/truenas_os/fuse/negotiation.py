@@ -25,6 +25,7 @@ _ALWAYS: Final = (
     | InitFlag.HAS_IOCTL_DIR
     | InitFlag.INIT_EXT
     | InitFlag.HAS_EXPIRE_ONLY
+    | InitFlag.HAS_RESEND
 )
 
 _ACL: Final = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT

@@ -45,13 +45,18 @@ def inval_inode(inode: int, attr_only: bool) -> Notice:
     return _notice(NotifyCode.INVAL_INODE, wire.INVAL_INODE_OUT.pack(inode, first, 0))
 
 
-def inval_entry(parent: int, name: bytes, deleted: int = 0, expire: bool = False) -> Notice:
+def inval_entry(parent: int, name: bytes, deleted: int = 0) -> Notice:
     """An entry is to be looked up again; with *deleted*, the inode is gone for good."""
     if deleted:
         body = wire.DELETE_OUT.pack(parent, deleted, len(name))
         return _notice(NotifyCode.DELETE, body, name + b"\0")
-    flags = wire.EXPIRE_ONLY if expire else 0
-    body = wire.INVAL_ENTRY_OUT.pack(parent, len(name), flags)
+    body = wire.INVAL_ENTRY_OUT.pack(parent, len(name), 0)
+    return _notice(NotifyCode.INVAL_ENTRY, body, name + b"\0")
+
+
+def expire_entry(parent: int, name: bytes) -> Notice:
+    """An entry is to be looked up again when it is next used."""
+    body = wire.INVAL_ENTRY_OUT.pack(parent, len(name), wire.EXPIRE_ONLY)
     return _notice(NotifyCode.INVAL_ENTRY, body, name + b"\0")
 
 
@@ -69,6 +74,11 @@ def prune(inodes: Sequence[int]) -> Notice:
     """Inodes are not needed any more, unless they are in use."""
     packed = struct.pack(f"={len(inodes)}Q", *inodes)
     return _notice(NotifyCode.PRUNE, wire.PRUNE_OUT.pack(len(inodes)), packed)
+
+
+def resend() -> Notice:
+    """Requests without a reply are to be sent once more."""
+    return _notice(NotifyCode.RESEND)
 
 
 def poll(kh: int) -> Notice:

@@ -180,6 +180,11 @@ def notify_store(inode: InodeT, offset: int, data: bytes) -> None:
     _post(notifications.store(inode, offset, data))
 
 
-def prune_inodes(inodes: Sequence[InodeT]) -> None:
+def expire_entry(inode_p: InodeT, name: FileNameT) -> None:
+    """Have the kernel look up an entry of a directory when it is next used. Linux 6.2."""
+    _post(notifications.expire_entry(inode_p, name))
+
+
+def prune(inodes: Sequence[InodeT]) -> None:
     """Have the kernel forget inodes that nobody uses, soon. Linux 6.18; before, it is logged."""
     _post(notifications.prune(inodes))

@@ -12,8 +12,9 @@ from time import perf_counter
 from typing import Final, NamedTuple
 
 import anyio
+import anyio.lowlevel
 
-from . import protocol, wire
+from . import notifications, protocol, wire
 from .current import serving
 from .datatypes import FUSEError
 from .forks import own
@@ -104,6 +105,8 @@ class Server:
         self._catching_up = False
         self._idle = anyio.Event()
         self._counts = [0] * 64
+        # How many requests have come once more while they were being served.
+        self._recognized = 0
         self._destroyed = False
         own(self)
 
@@ -204,6 +207,8 @@ class Server:
                 continue
             opcode = request.opcode
             counts[opcode & 63] += 1
+            if request.unique >= wire.UNIQUE_RESEND and self._is_under_way(request):
+                continue
             handler = table.get(opcode)
             if handler is None:
                 self._special(request)
@@ -213,6 +218,37 @@ class Server:
                 self._queue.append((handler, request))
             if self.end is not None or perf_counter() > until:
                 return
+
+    async def resend(self) -> None:
+        """Have the kernel send once more what has no reply yet, and recognize it."""
+        await anyio.lowlevel.checkpoint()  # or a handler that calls this might not be known yet
+        if self.end is not None:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+        requests = [*self._active.values(), *(request for _, request in self._queue)]
+        coming = sum(not r.answered and r.opcode not in _UNANSWERED for r in requests)
+        # The kernel keeps nobody waiting here. What it sends again it takes no reply to until that
+        # has been read: no handler may return meanwhile.
+        os.write(self.fd, b"".join(notifications.resend()))
+        until, before = self._recognized + coming, -1
+        while self._recognized < until and self.end is None and before != sum(self._counts):
+            before = sum(self._counts)
+            self.drain()
+
+    def _is_under_way(self, request: Request) -> bool:
+        """Whether what has been sent again is being served: the reply then has its new number."""
+        unique = request.unique
+        old = unique ^ wire.UNIQUE_RESEND
+        found = self._active.pop(old, None) or self._active.get(unique)
+        if found is not None:
+            self._active[unique] = found
+        else:
+            queued = (waiting for _, waiting in self._queue if waiting.unique in (old, unique))
+            found = next(queued, None)
+            if found is None:
+                return False
+        found.unique = unique
+        self._recognized += 1
+        return True
 
     def _disconnected(self, error: OSError) -> None:
         if error.errno == errno.ENODEV:

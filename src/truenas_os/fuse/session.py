@@ -270,18 +270,27 @@ class Session:
         await self._tell(notifications.inval_inode(inode, attr_only))
 
     async def invalidate_entry(
-        self, inode_p: InodeT, name: FileNameT, deleted: InodeT | int = 0, *, expire: bool = False
+        self, inode_p: InodeT, name: FileNameT, deleted: InodeT | int = 0
     ) -> None:
-        """Have the kernel look up an entry of the directory *inode_p* again.
+        """Have the kernel forget an entry of the directory *inode_p*, and all that is below it.
 
         *deleted*: the inode that the entry led to, if it was deleted: who has it open sees it
-        without links. *expire*: what has the entry open keeps it. Waits until that is done, which
-        takes until lookups in the directory are answered; a handler does not wait. That the kernel
-        does not know the entry is no error.
+        without links. What is mounted below it is detached. Waits until that is done, which takes
+        until lookups in the directory are answered; a handler does not wait. That the kernel does
+        not know the entry is no error.
         """
-        await self._tell(notifications.inval_entry(inode_p, name, deleted, expire))
+        await self._tell(notifications.inval_entry(inode_p, name, deleted))
 
-    async def prune_inodes(self, inodes: Sequence[InodeT]) -> None:
+    async def expire_entry(self, inode_p: InodeT, name: FileNameT) -> None:
+        """Have the kernel look up an entry of the directory *inode_p* when it is next used.
+
+        As if its ``entry_timeout`` had passed: an entry that still leads to the same inode stays as
+        it is, with what is known of it and mounted below it. Waits as :meth:`invalidate_entry`.
+        Linux 6.2.
+        """
+        await self._tell(notifications.expire_entry(inode_p, name))
+
+    async def prune(self, inodes: Sequence[InodeT]) -> None:
         """Have the kernel forget inodes that nobody uses, and their names; others stay known.
 
         Raises :exc:`OSError` with EINVAL if the kernel is too old. Linux 6.18.
@@ -301,6 +310,15 @@ class Session:
         Raises :exc:`OSError` with ENOENT if the kernel does not know the inode.
         """
         return await self._serving().notifier.retrieve(inode, offset, size)
+
+    async def resend(self) -> None:
+        """Have the kernel send once more every request that it has sent and has no reply to.
+
+        A request whose handler is under way is recognized, and the handler not called again; what
+        somebody else has read from a copy of the descriptor, and has not answered, is served now.
+        Raises :exc:`OSError` with EINVAL if the kernel is too old. Linux 6.9.
+        """
+        await self._serving().resend()
 
     async def _tell(self, notice: notifications.Notice) -> None:
         server = self._serving()

@@ -131,6 +131,10 @@ class InitFlag(enum.IntFlag):
     REQUEST_TIMEOUT = 1 << 42
 
 
+UNIQUE_RESEND: Final = 1 << 63
+"""What the unique of a request has in addition that has been sent before."""
+
+
 class NotifyCode(enum.IntEnum):
     """What a message says that answers no request; in the place of the errno."""
 
