@@ -32,6 +32,7 @@ SYSTEMS = {
     "writeback": ["memory.py", "--writeback"],
     "passthrough": ["passthrough.py", "source"],
     "mirror": ["mirror.py", "source"],
+    # Every read and write comes to this one, even if those of passthrough.py go past it.
     "faulty": ["faulty.py", "source"],
 }
 

@@ -241,7 +241,7 @@ class Faulty(Passthrough):
     """The filesystem."""
 
     def __init__(self, source: str, control: str) -> None:
-        super().__init__(source, timeout=0)
+        super().__init__(source, timeout=0, passthrough=False)  # or reads could not fail
         self._rules = Rules()
         self._control = Control(os.fsencode(control), InodeT(next(self._numbers)), self._rules)
 

@@ -86,7 +86,9 @@ class Passthrough(fuse.Operations):
     # The source keeps them; the kernel has to ask for them to heed them.
     enable_acl = True
 
-    def __init__(self, source: str, timeout: float) -> None:
+    def __init__(self, source: str, timeout: float, passthrough: bool = True) -> None:
+        # Where the process may, the kernel reads and writes the files in the source by itself.
+        self.enable_passthrough = passthrough
         self._timeout = timeout
         self._numbers = itertools.count(1 << 63)
         fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -164,13 +166,15 @@ class Passthrough(fuse.Operations):
             os.close(fd)
             raise
         node.lookups += 1
-        return FileInfo(fh=fd, keep_cache=False), self._attributes(node.inode, os.stat(fd))
+        return self._file(fd), self._attributes(node.inode, os.stat(fd))
 
     def _attributes(self, inode: int, status: os.stat_result) -> EntryAttributes:
+        # Writing to a backing file takes these bits away, of which the kernel tells nobody.
+        is_special = status.st_mode & (stat.S_ISUID | stat.S_ISGID)
         return EntryAttributes(
             st_ino=inode,
             entry_timeout=self._timeout,
-            attr_timeout=self._timeout,
+            attr_timeout=0 if is_special else self._timeout,
             st_mode=status.st_mode,
             st_nlink=status.st_nlink,
             st_uid=status.st_uid,
@@ -366,7 +370,10 @@ class Passthrough(fuse.Operations):
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         fd = os.open(self._node(inode).path, flags & OPEN_FLAGS | os.O_CLOEXEC)
-        return FileInfo(fh=fd, keep_cache=False)
+        return self._file(fd)
+
+    def _file(self, fd: int) -> FileInfo:
+        return FileInfo(fh=fd, keep_cache=False, backing_fd=fd)
 
     async def create(
         self,
@@ -558,9 +565,15 @@ def main() -> None:
         default=1,
         help="seconds after which changes of the source itself are seen at the latest (default: 1)",
     )
+    parser.add_argument(
+        "--no-passthrough",
+        dest="passthrough",
+        action="store_false",
+        help="have every read and write come to this process",
+    )
     args = parser.parse_args()
     prepare()
-    serve(Passthrough(args.source, args.timeout), args)
+    serve(Passthrough(args.source, args.timeout, args.passthrough), args)
 
 
 if __name__ == "__main__":

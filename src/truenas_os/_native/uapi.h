@@ -362,7 +362,7 @@ struct tos_fsuuid2 {
 
 #define TOS_FS_IOC_GETFSUUID _IOR(0x15, 0, struct tos_fsuuid2)
 
-/* capset(2) */
+/* capget(2), capset(2) */
 struct tos_cap_header {
 	uint32_t version;
 	int32_t pid;
@@ -374,5 +374,15 @@ struct tos_cap_data {
 };
 
 #define TOS_CAPABILITY_VERSION_3 0x20080522
+
+/* ioctl(2) of /dev/fuse */
+struct tos_fuse_backing_map {
+	int32_t fd;
+	uint32_t flags;
+	uint64_t padding;
+};
+
+#define TOS_FUSE_DEV_IOC_BACKING_OPEN _IOW(229, 1, struct tos_fuse_backing_map)
+#define TOS_FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, uint32_t)
 
 #endif

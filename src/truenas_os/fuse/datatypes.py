@@ -44,6 +44,7 @@ class RequestContext(NamedTuple):
     """Who makes a request: ids as the mount's user namespace has them, 0 for an invisible pid.
 
     *umask* is given to handlers that create something; it has been applied to their mode already.
+    With ``enable_idmap``, only they are told *uid* and *gid*, others get 0xFFFFFFFF.
     """
 
     uid: int
@@ -84,12 +85,17 @@ class FileInfo:
 
     *direct_io*: reads and writes bypass the page cache; *keep_cache*: what is in the page cache
     stays valid; *nonseekable*: as a pipe.
+
+    *backing_fd*: a descriptor of a regular file that the kernel is to read, write and map in place
+    of this one, if ``enable_passthrough`` is set and the kernel takes it. It stays the filesystem's
+    own, and must be open until the handler has returned.
     """
 
     fh: int = 0
     direct_io: bool = False
     keep_cache: bool = True
     nonseekable: bool = False
+    backing_fd: int | None = None
 
 
 class SetattrFields(NamedTuple):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import anyio
 
 from . import protocol, wire
+from .backing import Backing
 from .datatypes import (
     ENOATTR,
     EntryAttributes,
@@ -57,6 +58,7 @@ class Handlers:
         self._setxattr_ext = False
         # The types of inodes, as the bits of a mode above 12, until they are forgotten.
         self._kinds: dict[int, int] = {}
+        self._backing: Backing | None = None
         self.table: dict[int, Handler] = {
             opcode: getattr(self, f"_{opcode.name.lower()}")
             for opcode, needed in NEEDED.items()
@@ -72,8 +74,11 @@ class Handlers:
         if implemented(operations, "setlk") or implemented(operations, "flock"):
             self.table[Opcode.SETLK] = self.table[Opcode.SETLKW] = self._setlk
 
-    def agree(self, features: Features) -> None:
+    def agree(self, features: Features, backing: Backing) -> None:
         """Take note of what has been negotiated."""
+        if features.flags & InitFlag.PASSTHROUGH:
+            self._backing = backing
+            self.table[Opcode.RELEASE] = self._release
         self._writeback = bool(features.flags & InitFlag.WRITEBACK_CACHE)
         self._setxattr_ext = bool(features.flags & InitFlag.SETXATTR_EXT)
         if self._writeback:
@@ -145,7 +150,8 @@ class Handlers:
 
     def _created(self, request: Request, info: FileInfo, attr: EntryAttributes) -> bytes:
         request.opened = info.fh
-        return self._made(request, attr, stat.S_IFREG) + protocol.opened(info)
+        made = self._made(request, attr, stat.S_IFREG)
+        return made + self._opened(request, attr.st_ino, info)
 
     async def _unlink(self, request: Request) -> None:
         await self._fs.unlink(request.nodeid, request.name(), _context(request))
@@ -323,7 +329,14 @@ class Handlers:
         ctx = _context(request)
         info = await self._fs.open(request.nodeid, flags, ctx)
         request.opened = info.fh
-        return protocol.opened(info)
+        return self._opened(request, request.nodeid, info)
+
+    def _opened(self, request: Request, inode: Any, info: FileInfo) -> bytes:
+        if self._backing is None:
+            return protocol.opened(info)
+        backing_id = self._backing.open(inode, info)
+        request.backed = inode
+        return protocol.opened(info, backing_id)
 
     async def _create(self, request: Request) -> Reply:
         flags, mode, umask, _ = request.pop(wire.CREATE_IN)
@@ -356,6 +369,8 @@ class Handlers:
         await self._fs.flush(request.read(wire.FLUSH_IN)[0])
 
     async def _release(self, request: Request) -> None:
+        if self._backing is not None:
+            self._backing.release(request.nodeid)
         await self.release(self._fs.release, request.read(wire.RELEASE_IN)[0])
 
     async def release(self, handler: Callable[[Any], Coroutine[Any, Any, None]], fh: int) -> None:
@@ -482,6 +497,8 @@ class Handlers:
         """Undo what a handler has promised in a reply that did not get through."""
         granted, request.granted = request.granted, ()
         fh, request.opened = request.opened, None
+        if request.backed is not None and self._backing is not None:
+            self._backing.release(request.backed)
         if granted:
             await self.forget(granted)
         if fh is not None:

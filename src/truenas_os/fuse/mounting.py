@@ -61,6 +61,7 @@ class FuseMount:
         self._tree = tree
         self._helper = helper
         self._connection = 0
+        self._device_number = ""
         self._guard: Guard | None = None
         self._closed = False
         self.attached: bool = tree is None
@@ -72,7 +73,16 @@ class FuseMount:
         found = statx(root, "", AT_EMPTY_PATH | _LOOK, STATX_MNT_ID_UNIQUE)
         self.mnt_id = found.stx_mnt_id
         self._connection = found.stx_dev_minor
+        self._device_number = f"{found.stx_dev_major}:{found.stx_dev_minor}"
         self._guard = Guard(found.stx_mnt_id, self._helper)
+
+    def set_read_ahead(self, kilobytes: int) -> None:
+        """Set how much the kernel reads ahead; INIT can only make it less than it is."""
+        try:
+            with open(f"/sys/class/bdi/{self._device_number}/read_ahead_kb", "w") as setting:
+                setting.write(str(kilobytes))
+        except OSError as error:
+            _log.warning("the readahead of %s stays as it is: %s", self.target, error)
 
     def attach(self) -> None:
         """Make the mount visible. Requests may come from now on."""
@@ -117,6 +127,14 @@ class FuseMount:
             os.close(self._tree.detach())
         self._tree = None
 
+    def is_mounted(self) -> bool:
+        """Whether the mount is still there."""
+        try:
+            statmount(self.mnt_id, 0)
+        except FileNotFoundError:
+            return False
+        return True
+
     def unmount(self, patience: float) -> None:
         """Unmount, which has the server flush what is dirty; try again for *patience* seconds.
 
@@ -138,8 +156,9 @@ class FuseMount:
 
     def _help_to_unmount(self, helper: str, *how: str) -> None:
         # It is told a path: what is there must be this mount.
+        if not self.is_mounted():
+            return
         try:
-            statmount(self.mnt_id, 0)
             found = statx(AT_FDCWD, self.target, _LOOK, STATX_MNT_ID_UNIQUE)
         except FileNotFoundError:
             return

@@ -116,21 +116,25 @@ def wanted_flags(operations: Operations) -> InitFlag:
         (has("write") and operations.enable_writeback_cache, InitFlag.WRITEBACK_CACHE),
         (operations.supports_dot_lookup and has("lookup"), InitFlag.EXPORT_SUPPORT),
         (operations.enable_acl, _ACL),
+        (has("open") and operations.enable_passthrough, InitFlag.PASSTHROUGH),
+        (operations.enable_idmap, InitFlag.ALLOW_IDMAP),
     ):
         if condition:
             flags |= flag
     return flags
 
 
-def negotiate(request: Request, operations: Operations) -> tuple[Features | None, bytes]:
+def negotiate(
+    request: Request, operations: Operations, request_timeout: int = 0
+) -> tuple[Features | None, bytes]:
     """What has been agreed on by the INIT *request*, and the reply to it.
 
-    The features are None if the kernel has a later major version: it will ask again. Raises
-    :exc:`ProtocolError` if the kernel's version is too old.
+    *request_timeout*: in seconds, 0 for none. The features are None if the kernel has a later major
+    version: it will ask again. Raises :exc:`ProtocolError` if the kernel's version is too old.
     """
     major, minor = request.read(wire.INIT_IN_SHORT)[:2]
     if major > wire.FUSE_KERNEL_VERSION:
-        return None, _reply(0, 0, 0, 0)
+        return None, _reply(0, 0, 0, 0, 0)
     if (major, minor) < (wire.FUSE_KERNEL_VERSION, wire.OLDEST_MINOR):
         raise ProtocolError(
             f"the kernel speaks version {major}.{minor} of the FUSE protocol, "
@@ -142,14 +146,17 @@ def negotiate(request: Request, operations: Operations) -> tuple[Features | None
         offered = low | (high << 32 if low & InitFlag.INIT_EXT else 0)
     else:
         *_, readahead, offered = request.read(wire.INIT_IN_SHORT)
-    flags = wanted_flags(operations) & InitFlag(offered)
+    wanted = wanted_flags(operations)
+    if request_timeout:
+        wanted |= InitFlag.REQUEST_TIMEOUT
+    flags = wanted & InitFlag(offered)
     max_write = MAX_WRITE if flags & InitFlag.MAX_PAGES else 32 * wire.PAGE
     version = min(minor, wire.FUSE_KERNEL_MINOR_VERSION)
     features = Features((7, version), flags, max_write, readahead, _BACKGROUND)
-    return features, _reply(version, readahead, flags, max_write)
+    return features, _reply(version, readahead, flags, max_write, request_timeout)
 
 
-def _reply(minor: int, readahead: int, flags: int, max_write: int) -> bytes:
+def _reply(minor: int, readahead: int, flags: int, max_write: int, request_timeout: int) -> bytes:
     return wire.INIT_OUT.pack(
         wire.FUSE_KERNEL_VERSION,
         minor,
@@ -162,6 +169,7 @@ def _reply(minor: int, readahead: int, flags: int, max_write: int) -> bytes:
         max_write // wire.PAGE,
         0,
         flags >> 32,
-        0,
-        0,
+        # Backing files are on filesystems that are not stacked themselves.
+        1 if flags & InitFlag.PASSTHROUGH else 0,
+        request_timeout,
     )

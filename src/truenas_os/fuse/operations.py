@@ -64,6 +64,23 @@ class Operations:
     umask, so for what is made ``current_request().mode`` has the mode before the umask.
     """
 
+    enable_passthrough: bool = False
+    """Whether the kernel is to take the ``backing_fd`` of a :class:`FileInfo` that has one.
+
+    What is read, written or mapped then comes to no handler. All who have an inode open share the
+    backing file of the first; if that had none, neither have they. Excludes the writeback cache.
+    Without CAP_SYS_ADMIN in the initial user namespace, or if the backing file is on a stacked
+    filesystem such as overlayfs, the handlers serve as they would without it. Needs an ``open``
+    handler. Linux 6.9.
+    """
+
+    enable_idmap: bool = False
+    """Whether mounts of the filesystem may be idmapped.
+
+    Implies ``default_permissions``. The kernel then tells no handler who asks, but for those that
+    make something: the others get 0xFFFFFFFF as uid and gid. Linux 6.12.
+    """
+
     # The session.
 
     def init(self) -> None:

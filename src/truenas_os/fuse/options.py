@@ -12,6 +12,9 @@ default_options: Final[frozenset[str]] = frozenset({"default_permissions"})
 # What the filesystem is told.
 _FLAGS: Final = ("default_permissions", "allow_other")
 _NUMBERS: Final = ("max_read", "blksize")
+# What the session sees to.
+_SESSION: Final = ("read_ahead_kb", "request_timeout")
+_LARGEST: Final = {"request_timeout": (1 << 16) - 1}
 # What the superblock has.
 _SUPERBLOCK: Final = ("ro", "sync", "dirsync", "lazytime")
 # What the mount has, and what takes it away again.
@@ -38,7 +41,17 @@ _OPPOSITES: Final = {
 _TEXTS: Final = ("fsname", "subtype")
 KNOWN: Final = tuple(
     sorted(
-        (*_FLAGS, *_NUMBERS, *_SUPERBLOCK, *_ATTRIBUTES, *_OPPOSITES, *_TEXTS, "blkdev", "debug")
+        (
+            *_FLAGS,
+            *_NUMBERS,
+            *_SESSION,
+            *_SUPERBLOCK,
+            *_ATTRIBUTES,
+            *_OPPOSITES,
+            *_TEXTS,
+            "blkdev",
+            "debug",
+        )
     )
 )
 
@@ -56,6 +69,10 @@ class MountOptions:
     attributes: MountAttr = MountAttr.NOSUID | MountAttr.NODEV
     blkdev: bool = False
     """Whether ``fsname`` is a block device that the filesystem is on."""
+    read_ahead_kb: int | None = None
+    """How much the kernel reads ahead, in KiB; None for what it does by itself."""
+    request_timeout: int = 0
+    """Seconds after which a request without a reply ends the connection; 0 for never."""
     debug: bool = False
     """Whether every request is logged."""
 
@@ -108,18 +125,26 @@ def _set(parsed: MountOptions, name: str, value: object) -> None:
             raise ValueError(f"the option {name} needs a text")
         setattr(parsed, name, value)
     elif name in _NUMBERS:
-        try:
-            if isinstance(value, bool) or int(str(value)) < 0:
-                raise ValueError
-        except ValueError:
-            raise ValueError(f"the option {name} needs a number, not {value!r}") from None
-        parsed.settings[name] = str(value)
+        parsed.settings[name] = str(_number(name, value))
+    elif name in _SESSION:
+        setattr(parsed, name, _number(name, value))
     elif not isinstance(value, bool):
         raise ValueError(f"the option {name} takes no value but True or False, not {value!r}")
     elif name in _OPPOSITES:
         _switch(parsed, _OPPOSITES[name], not value)
     else:
         _switch(parsed, name, value)
+
+
+def _number(name: str, value: object) -> int:
+    most = _LARGEST.get(name, (1 << 32) - 1)
+    try:
+        number = -1 if isinstance(value, bool) else int(str(value))
+    except ValueError:
+        number = -1
+    if not 0 <= number <= most:
+        raise ValueError(f"the option {name} needs a number of at most {most}, not {value!r}")
+    return number
 
 
 def _switch(parsed: MountOptions, name: str, on: bool) -> None:

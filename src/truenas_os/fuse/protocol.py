@@ -115,6 +115,8 @@ class Request:
     # and an open file.
     granted: Sequence[tuple[Any, int]] = ()
     opened: int | None = None
+    # The inode that was counted as open, where there may be backing files.
+    backed: InodeT | None = None
     # Cancels a handler that may be interrupted.
     scope: Any = None
 
@@ -366,14 +368,18 @@ def statx_attributes(attr: EntryAttributes) -> bytes:
     )
 
 
-def opened(info: FileInfo) -> bytes:
+def opened(info: FileInfo, backing_id: int = 0) -> bytes:
     """The reply to OPEN; CREATE and TMPFILE have an :func:`entry` before it."""
     flags = wire.FOPEN_DIRECT_IO if info.direct_io else 0
-    if info.keep_cache:
+    if backing_id:
+        if info.nonseekable:
+            raise ValueError("a file with a backing file cannot be nonseekable")
+        flags |= wire.FOPEN_PASSTHROUGH
+    elif info.keep_cache:
         flags |= wire.FOPEN_KEEP_CACHE
     if info.nonseekable:
         flags |= wire.FOPEN_NONSEEKABLE
-    return _packed(wire.OPEN_OUT, info.fh, flags, 0)
+    return _packed(wire.OPEN_OUT, info.fh, flags, backing_id)
 
 
 def opened_directory(fh: int) -> bytes:

@@ -15,6 +15,7 @@ import anyio
 import anyio.lowlevel
 
 from . import notifications, protocol, wire
+from .backing import Backing
 from .current import serving
 from .datatypes import FUSEError
 from .forks import own
@@ -49,7 +50,8 @@ class SessionEnd(enum.Enum):
     UNMOUNTED = "unmounted"
     """The filesystem is mounted nowhere any more."""
     ABORTED = "aborted"
-    """The connection was aborted, through fusectl or with ``umount -f``."""
+    """The connection was aborted: through fusectl, by a request timeout, or with ``umount -f`` of
+    what was in use."""
     CLOSED = "closed"
     """This process has stopped serving."""
     FAILED = "failed"
@@ -78,6 +80,7 @@ class Server:
         *,
         max_tasks: int,
         grace: float,
+        request_timeout: int = 0,
     ) -> None:
         self.fd: int = fd
         self.features: Features | None = None
@@ -94,6 +97,8 @@ class Server:
         self._max_tasks = max_tasks
         # Seconds for which handlers may go on when there is nobody left to reply to.
         self._grace = grace
+        self._request_timeout = request_timeout
+        self._backing = Backing(fd)
         self._buffer = bytearray(MAX_WRITE + wire.PAGE)
         self._view = memoryview(self._buffer)
         self._buffers = [self._buffer]
@@ -137,6 +142,7 @@ class Server:
         finally:
             self.stop(SessionEnd.CLOSED)
             if self.fd >= 0:
+                self._backing.close()
                 await self._destroy()
                 self.notifier.close()
 
@@ -289,7 +295,7 @@ class Server:
 
     def _init(self, request: Request) -> None:
         try:
-            features, body = negotiate(request, self._operations)
+            features, body = negotiate(request, self._operations, self._request_timeout)
         except ProtocolError as error:
             self.error = error
             self._reply_error(request, errno.EPROTO)
@@ -300,10 +306,10 @@ class Server:
                 self._operations.init()
             except Exception:
                 _log.exception("init has raised an exception, which it must not")
-            self.features = features
-            self._handlers.agree(features)
         self._reply(request, body)
         if features is not None:
+            self.features = features = self._backing.agree(features)
+            self._handlers.agree(features, self._backing)
             self.ready.set()
 
     # To the handlers.

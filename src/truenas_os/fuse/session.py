@@ -51,7 +51,12 @@ class Session:
         if isinstance(operations, PathOperations):
             operations = PathLevel(operations)
         self.set_max_tasks(max_tasks)
-        if operations.enable_acl:
+        if operations.enable_passthrough and operations.enable_writeback_cache:
+            raise ValueError(
+                "enable_passthrough and enable_writeback_cache exclude each other: "
+                "the filesystem's class must set one of them to False"
+            )
+        if operations.enable_acl or operations.enable_idmap:
             options.settings["default_permissions"] = True
         self._operations = operations
         self._mountpoint = os.fsdecode(mountpoint)
@@ -162,18 +167,24 @@ class Session:
             loop,
             max_tasks=self._max_tasks,
             grace=self._timeout,
+            request_timeout=self._options.request_timeout,
         )
         loop.spawn(self._run)
         await server.ready.wait()
         if server.features is None:
             error = OSError(errno.EPROTO, os.strerror(errno.EPROTO), self._mountpoint)
             raise error from server.error
+        if self._options.read_ahead_kb is not None:
+            await offload(self._mount.set_read_ahead, self._options.read_ahead_kb)
 
     async def _run(self) -> None:
         server, mount = self._serving(), self._mount
         assert mount is not None
         try:
             await server.run()
+            # The kernel ends a connection whose server is too slow without telling it so.
+            if server.end is SessionEnd.UNMOUNTED and await offload(mount.is_mounted):
+                server.end = SessionEnd.ABORTED
         except BaseException:
             mount.drop()  # the event loop ends, and nobody may be left to close the session
             raise
@@ -362,7 +373,8 @@ def mount(
     *options*: ``default_permissions`` (the kernel checks modes; the default here), ``allow_other``
     (others than the mounting user may enter), ``fsname`` and ``subtype`` (what the mount table
     shows), ``ro``, ``nosuid`` and ``nodev`` (the default; ``suid`` and ``dev`` undo them),
-    ``noexec``, ``noatime``, ``max_read``, ``debug`` (log every request with its reply and
+    ``noexec``, ``noatime``, ``max_read``, ``read_ahead_kb`` (what the kernel reads ahead, in KiB),
+    ``request_timeout`` (in seconds), ``debug`` (log every request with its reply and
     its time, at the level INFO, as is done when the logger ``truenas_os.fuse`` is at DEBUG) and so
     on.
 
@@ -371,7 +383,8 @@ def mount(
     processes of a control group at once kills that one, too.) A forked child can use nothing of a
     session; it raises :exc:`RuntimeError`.
 
-    The beginning raises :exc:`ValueError` for an unknown option; :exc:`OSError` as :func:`fsopen`
+    The beginning raises :exc:`ValueError` for an unknown option, or for a filesystem that wants
+    what excludes each other; :exc:`OSError` as :func:`fsopen`
     and so on: EPERM where this process must not mount and fusermount3 is not installed, ENOENT,
     ENOTDIR, EPROTO (the kernel is too old). Linux 6.8.
 
