@@ -7,6 +7,7 @@ The witness for a backing file that is still held is its filesystem, which canno
 import contextlib
 import errno
 import os
+import stat
 import subprocess
 import sys
 import textwrap
@@ -20,7 +21,6 @@ from serving import AMPLE, Client, Files, client, error_of
 from stuck import until
 
 from truenas_os import fuse
-from truenas_os.fuse import negotiation
 from truenas_os.fuse.wire import InitFlag
 
 pytestmark = pytest.mark.anyio
@@ -221,10 +221,8 @@ async def test_the_kernel_reads_writes_and_maps_by_itself(point, store):
 
 
 @needs_root
-@pytest.mark.parametrize("flag", [InitFlag(0), InitFlag.HANDLE_KILLPRIV_V2], ids=["v1", "v2"])
-async def test_who_writes_takes_setuid_away(point, store, shell, monkeypatch, flag):
-    monkeypatch.setattr(negotiation, "_ALWAYS", negotiation._ALWAYS | flag)
-
+@pytest.mark.parametrize("is_backed", [True, False], ids=["by_the_kernel", "by_handlers"])
+async def test_who_changes_a_file_takes_setuid_away(point, store, shell, is_backed):
     class Moded(Backed):
         async def setattr(self, inode, attr, fields, fh, ctx):
             if fields.update_mode:
@@ -232,17 +230,40 @@ async def test_who_writes_takes_setuid_away(point, store, shell, monkeypatch, fl
                 self.inodes[inode][1] = 0o100000 | attr.st_mode & 0o7777
             return await super().setattr(inode, attr, fields, fh, ctx)
 
-    async with fuse.mount(Moded(store, a=b"content"), point, allow_other=True) as session:
+        async def fallocate(self, fh, mode, off, length, ctx):
+            await off_the_loop(os.posix_fallocate, fh, off, length)
+
+        async def copy_file_range(self, fh_in, off_in, fh_out, off_out, length, flags, ctx):
+            copy = os.copy_file_range
+            return await off_the_loop(copy, fh_in, fh_out, length, off_in, off_out)
+
+    filesystem = Moded(store, a=b"content")
+    filesystem.is_backed = is_backed
+    async with fuse.mount(filesystem, point, allow_other=True) as session:
+        assert session.features.flags & InitFlag.HANDLE_KILLPRIV_V2
         writing = shell(session)
         await writing.ask("os.chdir(top), os.chmod('a', 0o666)")
         fd = await writing.ask("os.seteuid(12345) or os.open('a', os.O_RDWR)")
-        for _ in range(2):
-            os.chmod(store / "2", 0o4755)
-            await client(session, "os.chmod(top + '/a', 0o4755)")
-            assert await writing.ask(f"os.pwrite({fd}, b'x', 0)") == "1"
-            assert (store / "2").stat().st_mode == 0o100755
-        assert counts(session, "WRITE") == [0]
-        await writing.ask(f"os.seteuid(0), os.close({fd})")
+        for call in (
+            f"os.pwrite({fd}, b'x', 0)",
+            f"os.pwrite({fd}, b'x', 0)",
+            f"os.ftruncate({fd}, 5)",
+            f"os.posix_fallocate({fd}, 0, 9)",
+            f"os.copy_file_range({fd}, {fd}, 1, 0, 7)",
+            "os.seteuid(0) or os.chown('a', 1, -1)",
+        ):
+            for mode, left in ((0o4755, 0o755), (0o2775, 0o775), (0o2745, 0o2745)):
+                await client(session, "os.chmod(top + '/a', int(sys.argv[2]))", mode)
+                assert stat.S_IMODE((store / "2").stat().st_mode) == mode
+                await writing.ask(call)
+                assert stat.S_IMODE((store / "2").stat().st_mode) == left, (call, oct(mode))
+        assert bool(counts(session, "WRITE")[0]) != is_backed
+        # Root, where handlers write, has CAP_FSETID.
+        if not is_backed:
+            await client(session, "os.chmod(top + '/a', 0o6777)")
+            await writing.ask(f"os.pwrite({fd}, b'x', 0), os.ftruncate({fd}, 3)")
+            assert stat.S_IMODE((store / "2").stat().st_mode) == 0o6777
+        await writing.ask(f"os.close({fd})")
 
 
 @needs_root

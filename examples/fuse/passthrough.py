@@ -373,7 +373,9 @@ class Passthrough(fuse.Operations):
         return self._file(fd)
 
     def _file(self, fd: int) -> FileInfo:
-        return FileInfo(fh=fd, keep_cache=False, backing_fd=fd)
+        # Who may write without losing these bits, the kernel tells only to handlers.
+        is_special = os.stat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID)
+        return FileInfo(fh=fd, keep_cache=False, backing_fd=None if is_special else fd)
 
     async def create(
         self,

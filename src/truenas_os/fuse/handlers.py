@@ -33,6 +33,7 @@ from .datatypes import (
 from .listing import ReaddirToken
 from .negotiation import NEEDED, Features, implemented
 from .operations import Operations
+from .privileges import left_mode, take_away, without_privileges, without_setgid
 from .protocol import Request
 from .wire import InitFlag, Opcode
 
@@ -46,6 +47,8 @@ Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Reply | None]]
 
 _STACKTRACE: Final = b"fuse_stacktrace"
 _TIME: Final = 1_000_000_000
+# What a change of attributes has if it takes the setuid and setgid bits away.
+_PRIVILEGED: Final = wire.FATTR_UID | wire.FATTR_GID | wire.FATTR_KILL_SUIDGID
 
 
 class Handlers:
@@ -56,6 +59,7 @@ class Handlers:
         self._poll_handle = poll_handle
         self._writeback = False
         self._setxattr_ext = False
+        self._takes_privileges = False
         # The types of inodes, as the bits of a mode above 12, until they are forgotten.
         self._kinds: dict[int, int] = {}
         self._backing: Backing | None = None
@@ -81,6 +85,7 @@ class Handlers:
             self.table[Opcode.RELEASE] = self._release
         self._writeback = bool(features.flags & InitFlag.WRITEBACK_CACHE)
         self._setxattr_ext = bool(features.flags & InitFlag.SETXATTR_EXT)
+        self._takes_privileges = bool(features.flags & InitFlag.HANDLE_KILLPRIV_V2)
         if self._writeback:
             # What the kernel has not written yet would be taken for a hole.
             self.table.pop(Opcode.LSEEK, None)
@@ -236,7 +241,13 @@ class Handlers:
             mtime_now=bool(valid & wire.FATTR_MTIME_NOW),
         )
         file = fh if valid & wire.FATTR_FH else None
-        result = await self._fs.setattr(request.nodeid, attr, fields, file, _context(request))
+        ctx = _context(request)
+        if self._takes_privileges and valid & _PRIVILEGED and not fields.update_mode:
+            left = await left_mode(self._fs, request.nodeid, ctx, without_privileges)
+            if left is not None:
+                attr.st_mode = left
+                fields = fields._replace(update_mode=True)
+        result = await self._fs.setattr(request.nodeid, attr, fields, file, ctx)
         self._check_kind(request.nodeid, result)
         return protocol.attributes(result)
 
@@ -286,15 +297,7 @@ class Handlers:
             await self._check_presence(request, name, flags, ctx)
         await self._fs.setxattr(request.nodeid, name, value, ctx)
         if extra & wire.SETXATTR_ACL_KILL_SGID:
-            await self._clear_setgid(request, ctx)
-
-    async def _clear_setgid(self, request: Request, ctx: RequestContext) -> None:
-        """Who sets an ACL is not in the file's group: as with a change of its mode."""
-        attr = await self._fs.getattr(request.nodeid, ctx)
-        if attr.st_mode & stat.S_ISGID and implemented(self._fs, "setattr"):
-            wanted = EntryAttributes(st_ino=request.nodeid, st_mode=attr.st_mode & ~stat.S_ISGID)
-            fields = SetattrFields(update_mode=True)
-            await self._fs.setattr(request.nodeid, wanted, fields, None, ctx)
+            await take_away(self._fs, request.nodeid, ctx, without_setgid)
 
     async def _check_presence(
         self, request: Request, name: Any, flags: int, ctx: RequestContext
@@ -359,10 +362,12 @@ class Handlers:
         return protocol.data(content, size)
 
     async def _write(self, request: Request) -> Reply:
-        fh, off, size, _, _, _ = request.read(wire.WRITE_IN)
+        fh, off, size, flags, _, _ = request.read(wire.WRITE_IN)
         content = request.data
         if len(content) != size:
             raise protocol.ProtocolError(f"{request} has {len(content)} bytes of {size}")
+        if flags & wire.WRITE_KILL_SUIDGID:
+            await take_away(self._fs, request.nodeid, _context(request), without_privileges)
         return protocol.written(await self._fs.write(fh, off, content), size)
 
     async def _flush(self, request: Request) -> None:
@@ -395,7 +400,13 @@ class Handlers:
 
     async def _fallocate(self, request: Request) -> None:
         fh, off, length, mode = request.read(wire.FALLOCATE_IN)
+        await self._begin_change(request, request.nodeid)
         await self._fs.fallocate(fh, mode, off, length, _context(request))
+
+    async def _begin_change(self, request: Request, inode: Any) -> None:
+        """Of these changes the kernel does not tell whether the bits stay, as they do for root."""
+        if self._takes_privileges and request.uid:
+            await take_away(self._fs, inode, _context(request), without_privileges)
 
     async def _copy_file_range(self, request: Request) -> Reply:
         count, length = await self._copied(request)
@@ -408,7 +419,8 @@ class Handlers:
         return wire.COPIED_OUT.pack(count)
 
     async def _copied(self, request: Request) -> tuple[int, int]:
-        fh_in, off_in, _, fh_out, off_out, length, flags = request.read(wire.COPY_FILE_RANGE_IN)
+        fh_in, off_in, out, fh_out, off_out, length, flags = request.read(wire.COPY_FILE_RANGE_IN)
+        await self._begin_change(request, out)
         ctx = _context(request)
         copy = self._fs.copy_file_range
         return await copy(fh_in, off_in, fh_out, off_out, length, flags, ctx), length

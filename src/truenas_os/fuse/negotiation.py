@@ -116,7 +116,11 @@ def wanted_flags(operations: Operations) -> InitFlag:
         (has("write") and operations.enable_writeback_cache, InitFlag.WRITEBACK_CACHE),
         (operations.supports_dot_lookup and has("lookup"), InitFlag.EXPORT_SUPPORT),
         (operations.enable_acl, _ACL),
-        (has("open") and operations.enable_passthrough, InitFlag.PASSTHROUGH),
+        # Without the second, every write to a backing file would need a request.
+        (
+            has("open") and operations.enable_passthrough,
+            InitFlag.PASSTHROUGH | InitFlag.HANDLE_KILLPRIV_V2,
+        ),
         (operations.enable_idmap, InitFlag.ALLOW_IDMAP),
     ):
         if condition:
