@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """How many handlers run at once, and what the rest of the event loop gets to do."""
 
+import os
+import socket
 import time
 
 import anyio
 import pytest
 from serving import Client, Files, client
 from stuck import until
+from test_fuse_protocol import message
 
 from truenas_os import fuse
+from truenas_os.fuse import wire
+from truenas_os.fuse.server import Server
+from truenas_os.fuse.wire import Opcode
 
 pytestmark = pytest.mark.anyio
 
@@ -153,3 +159,71 @@ async def test_a_storm_of_requests_leaves_time_to_other_tasks(point):
         assert turns > 10
         _, err = await storm.end()
         assert not err
+
+
+class Stepped:
+    """An event loop on which nothing runs before the test says so."""
+
+    def __init__(self):
+        self.begun = []
+        self.returning = []
+        self.spawned = []
+
+    def start(self, handling, done, argument):
+        handling.close()
+        self.begun.append(argument.unique)
+        self.returning.append((done, argument))
+        return False
+
+    def spawn(self, function):
+        self.spawned.append(function)
+
+    def finish(self):
+        done, argument = self.returning.pop(0)
+        done(argument)
+
+
+@pytest.fixture
+def stepped():
+    """A server with one slot, on such a loop, and where its requests come from."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.setblocking(False)
+    with ours, theirs:
+        yield Server(Files(), theirs.fileno(), Stepped(), max_tasks=1, grace=0), ours
+
+
+def getattr_of_the_root(unique):
+    return message(Opcode.GETATTR, wire.GETATTR_IN.pack(0, 0), unique=unique)
+
+
+async def test_who_waits_in_the_queue_is_not_overtaken(stepped):
+    server, kernel = stepped
+    loop = server._loop
+    for unique in (2, 4, 6):
+        kernel.send(getattr_of_the_root(unique))
+    server.drain()
+    assert loop.begun == [2]
+    loop.finish()
+    # The slot is free, and this one comes before what waits has begun.
+    kernel.send(getattr_of_the_root(8))
+    server.drain()
+    while loop.returning or loop.spawned:
+        for function in [loop.spawned.pop() for _ in loop.spawned[:]]:
+            await function()
+        if loop.returning:
+            loop.finish()
+    assert loop.begun == [2, 4, 6, 8]
+    assert (server.stats.active, server.stats.queued) == (0, 0)
+
+
+async def test_only_whoever_was_answered_is_expected_to_ask_again(stepped, monkeypatch):
+    server, kernel = stepped
+    looks = []
+    monkeypatch.setattr(os, "sched_yield", lambda: looks.append(server._taken))
+    kernel.send(message(Opcode.BMAP, wire.BMAP_IN.pack(1, 512)))  # ENOSYS, without a handler
+    server.drain()
+    assert looks
+    looks.clear()
+    kernel.send(getattr_of_the_root(4))
+    server.drain()
+    assert not looks

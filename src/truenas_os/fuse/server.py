@@ -32,8 +32,8 @@ _log = logging.getLogger("truenas_os.fuse")
 # What is taken from the kernel at most before other tasks of the event loop run.
 _REQUESTS_AT_ONCE: Final = 64
 _SECONDS_AT_ONCE: Final = 0.001
-# How often it is looked for the next request, where there was one just now, before the event loop
-# waits: a client that was answered asks again sooner than a sleeping process is woken.
+# How often it is looked for the next request, where one was just answered, before the event loop
+# waits: that client asks again sooner than a sleeping process is woken.
 _LOOKS: Final = 10
 # A reply of so many bytes is copied behind its header rather than gathered by the kernel.
 _SMALL: Final = 4096
@@ -194,7 +194,7 @@ class Server:
             try:
                 size = os.readv(self.fd, self._buffers)
             except BlockingIOError:
-                if not looks:
+                if not looks or perf_counter() > until:
                     return
                 looks -= 1
                 os.sched_yield()
@@ -205,7 +205,6 @@ class Server:
                 if self.fd >= 0:
                     self._disconnected(error)
                 return
-            looks = _LOOKS
             try:
                 request = Request(view[:size])
             except ProtocolError as error:
@@ -218,12 +217,13 @@ class Server:
             handler = table.get(opcode)
             if handler is None:
                 self._special(request)
-            elif self._taken < self._max_tasks or opcode in _SLOTLESS:
+            elif opcode in _SLOTLESS or (self._taken < self._max_tasks and not self._queue):
                 self._start(handler, request)
             else:
                 self._queue.append((handler, request))
             if self.end is not None or perf_counter() > until:
                 return
+            looks = _LOOKS if request.answered else 0
 
     async def resend(self) -> None:
         """Have the kernel send once more what has no reply yet, and recognize it."""
