@@ -204,6 +204,15 @@ def test_what_was_below_a_removed_directory_has_no_path():
     assert table.path(directory) is None
 
 
+def test_what_is_found_in_a_directory_after_its_removal_has_no_path():
+    table = NodeTable()
+    directory = table.look_up(table.root, "d", DIRECTORY, None, 0)
+    table.remove(table.root, "d")
+    found = table.look_up(directory, "f", FILE, 7, 7)
+    # Least of all that of an entry of the root.
+    assert (table.path(found), table.path_in(found, "x")) == (None, None)
+
+
 @pytest.mark.anyio
 async def test_a_change_waits_for_who_uses_a_path_and_others_wait_for_the_change():
     table, locks, order = NodeTable(), PathLocks(), []

@@ -93,10 +93,11 @@ class NodeTable:
 
     def path(self, node: Node) -> str | None:
         """The path of a node, from the root on; None if it was removed."""
-        if node is self.root:
-            return "/"
-        names = [next(reversed(each.names))[1] for each in self.chain(node)]
-        return "/" + "/".join(reversed(names)) if names else None
+        names = []
+        while node.names:
+            node, name = next(reversed(node.names))
+            names.append(name)
+        return "/" + "/".join(reversed(names)) if node is self.root else None
 
     def path_in(self, directory: Node, name: str) -> str | None:
         """The path of an entry, whether or not there is one."""
