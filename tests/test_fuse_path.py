@@ -741,6 +741,32 @@ async def test_readdir_opendir_releasedir_fsyncdir(point, form):
 
 
 @on_one_loop
+@pytest.mark.parametrize("form", ["names", "attributes", "offsets", "offsets, all"])
+async def test_who_has_come_to_the_end_of_a_directory_may_go_back_to_a_place_in_it(point, form):
+    tree = Listing(form, **{f"file-{number:03}": b"" for number in range(20)})
+    async with fuse.mount(tree, point) as session:
+        out = await client(
+            session,
+            """
+            import ctypes
+            libc = ctypes.CDLL(None)
+            libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
+            libc.telldir.restype = ctypes.c_long
+            directory = ctypes.c_void_p(libc.opendir(os.fsencode(top)))
+            places = []
+            while libc.readdir(directory):
+                places.append(libc.telldir(directory))
+            libc.seekdir(directory, ctypes.c_long(places[4]))
+            left = 0
+            while libc.readdir(directory):
+                left += 1
+            print(len(places), left)
+            """,
+        )
+    assert out == "22 17"
+
+
+@on_one_loop
 async def test_attributes_that_are_listed_are_not_asked_for_again(point):
     tree = Listing("attributes", a=b"content", b=b"")
     async with fuse.mount(tree, point) as session:

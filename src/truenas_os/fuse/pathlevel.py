@@ -267,7 +267,8 @@ class PathLevel(PathNames):
         is_new = directory.listing is None
         if directory.listing is None:
             entries = await self._list(directory, start_id)
-            if not any(offset for offset, _, _ in entries):
+            # Nothing, where it goes on behind an offset, is the end, and not all that there is.
+            if not any(offset for offset, _, _ in entries) and (entries or start_id == 0):
                 directory.listing = entries
         if directory.listing is not None:
             numbered = enumerate(directory.listing, 1)
