@@ -72,12 +72,13 @@ class Container:
         """Mount everything below the directory *scratch*; the path of the root filesystem."""
         lower = []
         for number, layer in enumerate(self.args.layer):
-            lower.append(made(f"{scratch}/layer{number}"))
+            lower.append(self.made(f"{scratch}/layer{number}"))
             await self.shifted(layer, lower[-1], ATTR | MOUNT_ATTR_RDONLY, MS_PRIVATE)
-        root, upper, work = made(f"{scratch}/root"), self.at("upper"), self.at("work")
+        root, upper, work = self.made(f"{scratch}/root"), self.at("upper"), self.at("work")
         await self.mounts.enter_async_context(
             truenas_os.overlay(root, lower, upper=upper, work=work, attr=ATTR)
         )
+        self.mounts.push_async_callback(detach, root)
         for each in self.args.volume:
             # The layers are not trusted: a symlink in them must not lead out of the root.
             async with await self.within(root, each.path) as target:
@@ -85,6 +86,12 @@ class Container:
                 await self.shifted(each.source, where, ATTR, MS_SLAVE)
             self.mounts.push_async_callback(detach, where)
         return root
+
+    def made(self, path: str) -> str:
+        """A directory until the end; only if it is empty: never remove what is mounted there."""
+        os.mkdir(path)
+        self.mounts.callback(os.rmdir, path)
+        return path
 
     def at(self, name: str) -> str:
         """A directory that belongs to the container's root."""
@@ -99,13 +106,14 @@ class Container:
             return await truenas_os.openat2(fd, path, flags, resolve=RESOLVE_IN_ROOT)
 
     async def run(self) -> int:
-        with tempfile.TemporaryDirectory() as scratch:
+        async with self.mounts:
+            scratch = tempfile.mkdtemp()
+            self.mounts.callback(os.rmdir, scratch)
             # The container's root gets through, and nobody else.
             os.chown(scratch, self.args.first_id, self.args.first_id)
-            async with self.mounts:
-                root = await self.assemble(scratch)
-                async with await truenas_os.idmap_userns(self.ids, self.ids) as userns:
-                    return await anyio.to_thread.run_sync(self.command, root, userns)
+            root = await self.assemble(scratch)
+            async with await truenas_os.idmap_userns(self.ids, self.ids) as userns:
+                return await anyio.to_thread.run_sync(self.command, root, userns)
 
     def command(self, root: str, userns: int) -> int:
         namespace = ["nsenter", f"--user=/proc/self/fd/{userns}", "--setuid=0", "--setgid=0"]
@@ -119,11 +127,6 @@ async def detach(target: str) -> None:
     """Unmount what is there, with all that has come up below it meanwhile."""
     with anyio.CancelScope(shield=True):
         await truenas_os.umount(target, lazy=True)
-
-
-def made(path: str) -> str:
-    os.mkdir(path)
-    return path
 
 
 def main() -> int:

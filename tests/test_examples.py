@@ -283,3 +283,20 @@ def test_the_container_is_taken_down_when_it_is_interrupted(image):
         assert process.communicate()[0] == ""
     assert process.returncode == 130
     assert mounts() == before
+
+
+@needs_root
+def test_what_is_in_use_at_the_end_is_detached_and_stays_on_the_disk(image):
+    before = mounts()
+    script = "echo kept > /new; echo ready; cat"
+    with contained(image, "sh", "-c", script, stdin=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "ready\n"
+        (root,) = re.findall(r" (/\S+/root) ", mounts())
+        # As somebody has it who looks around in there.
+        with open(f"{root}/new"):
+            told = process.communicate()[0]
+    assert (process.returncode, told) == (0, "")
+    assert mounts() == before
+    assert not Path(root).parent.exists()
+    assert (image / "state" / "upper" / "new").read_text() == "kept\n"
+    assert os.listdir(image / "state" / "upper") == ["new"]
