@@ -4,6 +4,7 @@
 import os
 import socket
 import time
+from contextvars import ContextVar
 
 import anyio
 import pytest
@@ -126,6 +127,35 @@ async def test_what_has_waited_in_the_queue_leaves_time_to_other_tasks(point):
             _, err = await each.end()
             assert not err
         assert len(set(begun)) >= 8
+
+
+async def test_what_has_waited_in_the_queue_has_a_context_of_its_own(point):
+    variable = ContextVar("variable", default=None)
+    found = []
+
+    class Setting(Held):
+        async def getattr(self, inode, ctx):
+            found.append(variable.get())
+            variable.set("of this request")
+            await anyio.sleep(0)
+            return await super().getattr(inode, ctx)
+
+        async def read(self, fh, off, size):
+            variable.set("of this request")
+            return await super().read(fh, off, size)
+
+    filesystem = Setting(a=b"content")
+    async with fuse.mount(filesystem, point, max_tasks=1) as session:
+        reading = Client(session, "open(top + '/a').read()")
+        await until(lambda: filesystem.reading, "the one that is served")
+        waiting = [Client(session, "os.stat(top)") for _ in range(3)]
+        await until(lambda: session.stats.queued == 3, "those that wait")
+        found.clear()
+        filesystem.goes_on.set()
+        for each in (reading, *waiting):
+            _, err = await each.end()
+            assert not err
+    assert len(found) >= 3 and set(found) == {None}
 
 
 async def test_a_storm_of_requests_leaves_time_to_other_tasks(point):

@@ -158,12 +158,14 @@ class TrioLoop:
 
     def start(self, handling: Handling, done: Callable[[T], object], argument: T) -> bool:
         assert self._nursery is not None
+        # What *done* starts next is to know nothing of this handler's context variables.
+        context = copy_context()
 
         async def run() -> None:
             try:
                 await handling
             finally:
-                done(argument)
+                context.run(done, argument)
 
         self._nursery.start_soon(run)
         return False
