@@ -35,15 +35,16 @@ EVENTS = 8
 class Dashboard:
     """The mounts by id, and the last events."""
 
-    def __init__(self, mounts: list[StatmountResult]) -> None:
-        self.mounts = {mount.mnt_id: mount for mount in mounts}
+    def __init__(self, mounts: list[StatmountResult], wanted: MountFilter) -> None:
+        self.mounts = {mount.mnt_id: mount for mount in mounts if wanted(mount)}
+        self.wanted = wanted
         self.events: deque[tuple[str, MountEvent]] = deque(maxlen=EVENTS)
 
     def apply(self, event: MountEvent) -> None:
         self.events.appendleft((time.strftime("%H:%M:%S"), event))
-        if event.new is not None:
+        if event.new is not None and self.wanted(event.new):
             self.mounts[event.new.mnt_id] = event.new
-        elif event.mnt_id is not None:
+        elif event.mnt_id is not None:  # it is gone, or moved away
             self.mounts.pop(event.mnt_id, None)
 
     def __rich__(self) -> Group:
@@ -75,10 +76,9 @@ def printable(text: str | None) -> Text:
 
 
 async def watch(under: str | None, console: Console) -> None:
-    wanted = None if under is None else MountFilter(under=under)
+    wanted = MountFilter(under=under)
     async with truenas_os.watch_mounts(mount_filter=wanted) as changes:
-        tree = changes.snapshot
-        dashboard = Dashboard([*tree] if under is None else [*tree.under(under)])
+        dashboard = Dashboard([*changes.snapshot], wanted)
         with Live(dashboard, console=console, auto_refresh=False) as live:
             live.refresh()
             async for batch in changes:

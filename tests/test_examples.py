@@ -162,6 +162,17 @@ def test_the_dashboard_shows_mounts_that_come_and_go(mount_dir):
         assert process.wait(AMPLE) == 0
 
 
+def test_the_dashboard_of_a_path_does_not_keep_what_is_moved_away(mount_dir):
+    make(mount_dir, "shown")
+    make(mount_dir / "shown", "moving")
+    (mount_dir / "away").mkdir()
+    with on_terminal("mount_dashboard", mount_dir / "shown") as (_, wait_for):
+        wait_for(r"2 mounts")
+        kernel.mount(mount_dir / "shown" / "moving", mount_dir / "away", None, kernel.MS_MOVE)
+        wait_for(r"1 mounts")
+        wait_for(rf"moved +{mount_dir}/away")
+
+
 # container_rootfs.py
 
 
