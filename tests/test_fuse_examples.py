@@ -319,6 +319,31 @@ def test_an_archive_is_browsed(packed, tmp_path, kind):
     ]
 
 
+def test_an_archive_of_somebody_who_means_harm_is_browsed(tmp_path):
+    path = tmp_path / "content.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, kind, fields in (
+            ("d", tarfile.DIRTYPE, {"mode": 0o755}),
+            ("d/d", tarfile.LNKTYPE, {"linkname": "d"}),
+            ("large", tarfile.REGTYPE, {"uid": 1 << 33, "gid": 7}),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            for field, value in fields.items():
+                setattr(info, field, value)
+            archive.addfile(info)
+    with mounted_example("archive.py", path, tmp_path) as run:
+        out = run(
+            """
+            print(sorted(os.listdir(top)), os.path.isdir(top + "/d/d"))
+            found = os.stat(top + "/large")
+            print(found.st_uid, found.st_gid)
+            """
+        )
+    assert out.splitlines()[0] == "['d', 'large'] False"
+    assert out.splitlines()[1] == ("65534 7" if IS_ROOT else "65534 65534")
+
+
 def test_an_archive_says_what_it_is_asked(packed, tmp_path):
     complaints = tmp_path / "complaints"
     with complaints.open("wb") as file:

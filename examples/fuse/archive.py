@@ -39,6 +39,11 @@ KINDS = {
 }
 
 
+def owner(number: int) -> int:
+    """An id that Linux has, nobody's in place of one that it has not."""
+    return number if 0 <= number < 1 << 32 else 65534
+
+
 class Member:
     """Something in the archive: its attributes, and where to read it or where it leads."""
 
@@ -61,8 +66,8 @@ class Tar:
                 continue
             attr = EntryAttributes(
                 st_mode=KINDS[info.type] | info.mode & 0o7777,
-                st_uid=info.uid,
-                st_gid=info.gid,
+                st_uid=owner(info.uid),
+                st_gid=owner(info.gid),
                 st_size=info.size,
                 st_rdev=os.makedev(info.devmajor, info.devminor) if info.isdev() else 0,
             )
@@ -132,7 +137,9 @@ class Archive:
             parent = parent.names.setdefault(part, self._directory())
         if member.source == "link":
             with contextlib.suppress(FUSEError):  # or it leads nowhere, and has no content
-                member = self._found(posixpath.normpath("/" + member.target))
+                found = self._found(posixpath.normpath("/" + member.target))
+                if not stat.S_ISDIR(found.attr.st_mode):  # which could be one that it is in
+                    member = found
         if parts[-1] in parent.names:
             member.names = parent.names[parts[-1]].names
         parent.names[parts[-1]] = member
