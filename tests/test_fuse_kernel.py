@@ -2,6 +2,7 @@
 """What the kernel offers besides: idmapped mounts, resending, expiry, readahead."""
 
 import errno
+import logging
 import os
 import select
 import stat
@@ -209,6 +210,20 @@ async def test_a_request_that_is_sent_again_while_it_is_served_is_served_once(po
         assert filesystem.begun[3:] == [b"itself"]
         await session.resend()
         assert await client(session, "print(len(os.listdir(top)))") == "4"
+
+
+async def test_the_log_tells_the_time_of_a_request_that_was_sent_again(point, caplog):
+    caplog.set_level(logging.INFO, "truenas_os.fuse")
+    filesystem = Slow(a=b"")
+    async with fuse.mount(filesystem, point, debug=True) as session:
+        looking = Client(session, "os.stat(top + '/a')")
+        await until(lambda: filesystem.begun, "the request")
+        await session.resend()
+        filesystem.go_on.set()
+        _, err = await looking.end()
+        assert not err
+        (line,) = [line for line in caplog.messages if line.startswith("LOOKUP") and "'a'" in line]
+        assert line.endswith(" ms") and not line.endswith(" 0.000 ms")
 
 
 async def test_a_request_that_was_sent_again_can_be_interrupted(point):

@@ -33,19 +33,19 @@ class LoggingServer(Server):
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
-        # When the handlers under way have begun, by the unique of the request.
-        self._begun: dict[int, float] = {}
+        # When the handlers under way have begun. (The number of a request may change.)
+        self._begun: dict[Request, float] = {}
 
     async def _handle(self, handler: Handler, request: Request) -> None:
-        self._begun[request.unique] = perf_counter()
+        self._begun[request] = perf_counter()
         await super()._handle(handler, request)
-        if request.unique in self._begun:
+        if request in self._begun:
             self._tell(request, "no reply")
 
     def _special(self, request: Request) -> None:
-        self._begun[request.unique] = perf_counter()
+        self._begun[request] = perf_counter()
         super()._special(request)
-        if request.unique in self._begun:
+        if request in self._begun:
             self._tell(request, "no reply")
 
     def _reply(self, request: Request, body: Reply | None) -> bool:
@@ -60,7 +60,7 @@ class LoggingServer(Server):
 
     def _tell(self, request: Request, reply: str) -> None:
         now = perf_counter()
-        milliseconds = (now - self._begun.pop(request.unique, now)) * 1000
+        milliseconds = (now - self._begun.pop(request, now)) * 1000
         about = str(request)
         if (at := _NAMES.get(request.opcode)) is not None:  # type: ignore[call-overload]
             about += f" {request.body[at:].partition(bytes(1))[0]!r}"
