@@ -220,7 +220,7 @@ class PathOperations:
         _unimplemented()
 
     def write(self, path: str, data: bytes, offset: int, fh: Any) -> Returned[Done]:
-        """Write; how many bytes, or None for all.
+        """Write; how many bytes (here 0 is none), or None for all.
 
         All must be written, but for files with ``direct_io``.
         """
