@@ -39,18 +39,21 @@ class Catalogue:
         self.save_every = save_every
         self.saved_at = 0.0
 
-    async def open(self) -> bytes | None:
-        """Open it, and return the token to go on from, if there is one."""
-        token, length = None, 0
+    async def state(self) -> tuple[bytes | None, int]:
+        """The token to go on from, if there is one, and how long the catalogue was."""
         try:
             async with await truenas_os.safe_open(self.path + ".state") as file:
                 state = json.loads(await file.read())
-            token, length = base64.b64decode(state["token"]), state["length"]
+            return base64.b64decode(state["token"]), state["length"]
         except FileNotFoundError:
-            pass
+            return None, 0
+
+    async def open(self, length: int, token: bytes) -> None:
+        """Open it to go on from *token*, or to begin."""
         self.file = await truenas_os.safe_open(self.path, "ab")
         await self.file.truncate(length)
-        return token
+        self.token = token
+        await self.save()
 
     async def add(self, lines: list[str], token: bytes) -> None:
         """Append what was found up to *token*."""
@@ -99,13 +102,13 @@ def report(progress: truenas_os.WalkProgress) -> None:
 
 
 async def scan(root: str, catalogue: Catalogue) -> None:
-    token = await catalogue.open()
+    token, length = await catalogue.state()
     log.info("begins" if token is None else "goes on")
     async with truenas_os.walk(
         root, resume_from=token, on_error=skip, progress=report, progress_interval=1
     ) as items:
-        catalogue.token = items.resume_token()
-        await catalogue.save()
+        # Only now: what cannot be scanned leaves the catalogue of another day as it was.
+        await catalogue.open(length, items.resume_token())
         try:
             async for batch in items.batches(64):
                 lines = await anyio.to_thread.run_sync(describe, batch)

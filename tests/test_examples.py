@@ -113,6 +113,15 @@ def test_the_scan_of_what_is_not_there_is_a_line_and_status_1(tmp_path):
         told = process.communicate()[0]
     assert process.returncode == 1
     assert "No such file or directory" in told and "Traceback" not in told
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_scan_of_what_is_not_there_leaves_an_older_catalogue(tmp_path):
+    (tmp_path / "catalogue").write_text("of another day")
+    with started("scan_service", tmp_path / "missing", tmp_path / "catalogue") as process:
+        process.communicate()
+    assert (tmp_path / "catalogue").read_text() == "of another day"
+    assert os.listdir(tmp_path) == ["catalogue"]
 
 
 # mount_dashboard.py
