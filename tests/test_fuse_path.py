@@ -54,6 +54,7 @@ async def test_getattr_and_readlink(point, kind):
     item.uid, item.gid = UID, GID
     tree.add("/device", stat.S_IFCHR | 0o600, rdev=os.makedev(5, 300))
     async with fuse.mount(tree, point) as session:
+        assert repr(session) == f"<Session of {type(tree).__name__} at {str(point)!r}>"
         out = await client(
             session,
             """

@@ -48,6 +48,7 @@ class Session:
         unmount_timeout: float = UNMOUNT_TIMEOUT,
     ) -> None:
         path_bytes(mountpoint)
+        self._name = type(operations).__name__
         if isinstance(operations, PathOperations):
             operations = PathLevel(operations)
         self.set_max_tasks(max_tasks)
@@ -108,7 +109,7 @@ class Session:
         return self._server
 
     def __repr__(self) -> str:
-        return f"<Session of {type(self._operations).__name__} at {self._mountpoint!r}>"
+        return f"<Session of {self._name} at {self._mountpoint!r}>"
 
     # Beginning and end.
 
