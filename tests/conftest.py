@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """The session: a private mount namespace, three event loops, and a detector of blocking calls."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -64,6 +65,13 @@ def pytest_configure(config: pytest.Config) -> None:
 )
 def anyio_backend(request: pytest.FixtureRequest) -> object:
     return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> None:
+    """Tests of leaks collect garbage; what pytest keeps of ten thousand others is none."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["blocking", "asyncio", "uvloop", "trio"])
