@@ -67,8 +67,14 @@ def anyio_backend(request: pytest.FixtureRequest) -> object:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def unfrozen_at_the_end() -> Iterator[None]:
+    yield
+    gc.unfreeze()  # or others, who look for referrers, find none
+
+
 @pytest.fixture(scope="module", autouse=True)
-def quick_collections() -> None:
+def quick_collections(unfrozen_at_the_end: None) -> None:
     """Tests of leaks collect garbage; what pytest keeps of ten thousand others is none."""
     gc.collect()
     gc.freeze()

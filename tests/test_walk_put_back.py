@@ -5,6 +5,8 @@ import random
 
 import anyio
 import pytest
+from faces import on_both_faces
+from walked import following, walking
 
 import truenas_os
 
@@ -42,3 +44,30 @@ async def test_skip_after_a_cancelled_list_leaves_out_that_directory_and_no_othe
                     items.skip()
                     skipped.add(item.path)
         assert sorted(seen) == sorted(expected(tree, skipped))
+
+
+@pytest.mark.anyio
+async def test_a_token_after_a_cancelled_list_repeats_everything_that_was_in_it(tree):
+    everything = sorted(map(str, tree.rglob("*")))
+    for attempt in range(100):
+        async with truenas_os.walk(tree, file_open_flags=None) as items:
+            # Most often the list is whole by then, and the walk's threads are about to end.
+            with anyio.move_on_after(0.0005 * (attempt % 10)):
+                await anext(items.batches(5000))
+                continue
+            token = items.resume_token()
+            assert sorted([item.path async for item in items]) == everything
+        async with truenas_os.walk(tree, file_open_flags=None, resume_from=token) as items:
+            assert sorted([item.path async for item in items]) == everything
+
+
+@on_both_faces
+async def test_a_directory_at_the_end_of_the_last_list_can_be_skipped(face, tmp_path):
+    (tmp_path / "directory").mkdir()
+    for _ in range(100):
+        async with walking(face, tmp_path, file_open_flags=None) as walk:
+            (item,) = await following(face, walk.batches(10))
+            assert item.name == "directory"
+            walk.skip()
+            with pytest.raises(StopAsyncIteration):
+                await following(face, walk.batches(10))

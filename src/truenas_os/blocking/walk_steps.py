@@ -144,7 +144,7 @@ class Walker:
     def skip(self) -> None:
         self.check()
         item = self._current()
-        if item is None or not item.isdir or self.finished:
+        if item is None or not item.isdir:
             raise ValueError("skip() is for a directory that was just handed out")
         depth = item.depth
         rest = [*dropwhile(lambda each: each.depth > depth, self._segment[self._consumed() :])]
@@ -158,7 +158,7 @@ class Walker:
                 self._next += 1
         # What was put back may be released; the native side has forgotten it then.
         native = self.native
-        if native is not None and not (rest and _slot(rest[0]) < native.released):
+        if native and not self.finished and not (rest and _slot(rest[0]) < native.released):
             native.skip(_slot(item), depth)
 
     def resume_token(self) -> ResumeToken:
@@ -409,7 +409,8 @@ class Walker:
                 answer = None
                 if isinstance(step, Ready):
                     continue
-                if items and not isinstance(step, waits):
+                # Once all is finished, nothing may be put back any more.
+                if items and (self.finished or not isinstance(step, waits)):
                     self._pending = step
                     return items
                 if isinstance(step, Fail):
