@@ -570,8 +570,8 @@ async def test_in_a_storm_no_mount_is_missed_and_batches_gather(face, mount_dir)
 def test_after_a_storm_the_mounts_are_right_whatever_wakes(mount_dir, source):
     with telling(mount_dir, wakeups=source) as changes:
         replayed = Replayed(changes.snapshot)
-        with storm(mount_dir) as process:
-            while process.poll() is None:
+        with storm(mount_dir):
+            while "last" not in {mount.sb_source for mount in replayed.mounts.values()}:
                 replayed.apply(next(changes))
         caught_up(changes, replayed)
     stay = [m for m in replayed.mounts.values() if m.sb_source in ("storm", "last")]
