@@ -246,9 +246,8 @@ def test_a_root_that_cannot_be_read_is_told_at_once(public):
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EBADMSG])
-@pytest.mark.parametrize("nth", [1, 2])
 @on_both_faces
-async def test_a_listing_that_breaks_off_is_told_after_what_it_had(face, mount_dir, nth, code):
+async def test_a_listing_that_breaks_off_is_told_after_what_it_had(face, mount_dir, code):
     """And the walk goes on beside it."""
     (mount_dir / "big").mkdir()
     filled(mount_dir / "big", *(f"{n:0>200}" for n in range(3000)), size=0)
