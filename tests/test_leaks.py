@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gc
 import os
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -422,9 +423,11 @@ async def test_the_async_face_leaks_nothing(mount_dir):
         for _ in range(20):
             await every_call()
         gc.collect()
-        fds, objects = kernel.open_fds(), len(gc.get_objects())
+        fds, objects, threads = kernel.open_fds(), len(gc.get_objects()), threading.active_count()
         for _ in range(100):
             await every_call()
         gc.collect()
         assert kernel.open_fds() == fds
-        assert len(gc.get_objects()) - objects < 100
+        # On a busy machine there may be more workers than before, each with some forty objects.
+        workers = max(0, threading.active_count() - threads)
+        assert len(gc.get_objects()) - objects < 100 + 50 * workers
