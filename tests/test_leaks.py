@@ -303,6 +303,18 @@ def test_a_failing_call_leaks_nothing(name, mount_dir):
     check_for_leaks(fail)
 
 
+def live_objects():
+    """How many objects there are, and how many threads."""
+    gc.collect()
+    return len(gc.get_objects()), threading.active_count()
+
+
+def more_than(before):
+    """How many objects there are more, but for those of more workers, some forty each."""
+    (objects, threads), (objects_before, threads_before) = live_objects(), before
+    return objects - objects_before - 50 * max(0, threads - threads_before)
+
+
 def check_for_leaks(call, calls=500):
     for _ in range(2 * calls // 5):
         call()
@@ -422,12 +434,8 @@ async def test_the_async_face_leaks_nothing(mount_dir):
     with namespace:
         for _ in range(20):
             await every_call()
-        gc.collect()
-        fds, objects, threads = kernel.open_fds(), len(gc.get_objects()), threading.active_count()
+        objects, fds = live_objects(), kernel.open_fds()
         for _ in range(100):
             await every_call()
-        gc.collect()
+        assert more_than(objects) < 100
         assert kernel.open_fds() == fds
-        # On a busy machine there may be more workers than before, each with some forty objects.
-        workers = max(0, threading.active_count() - threads)
-        assert len(gc.get_objects()) - objects < 100 + 50 * workers
