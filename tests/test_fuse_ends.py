@@ -14,6 +14,7 @@ import anyio
 import kernel
 import pytest
 from anyio.to_thread import run_sync
+from filesystems import needs_root
 from serving import AMPLE, Client, Files, client, error_of, is_mounted
 from stuck import fds_return_to, until, wait_until
 
@@ -85,7 +86,7 @@ async def test_unmounting_elsewhere_ends_the_session(point):
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("how", ["umount -f", "fusectl"])
+@pytest.mark.parametrize("how", ["umount -f", pytest.param("fusectl", marks=needs_root)])
 async def test_an_abort_ends_the_session(point, mount_dir, how):
     class Hanging(Files):
         asked = False
@@ -226,6 +227,7 @@ async def test_a_mount_point_that_is_not_there(tmp_path):
             pass
 
 
+@needs_root
 @pytest.mark.anyio
 async def test_others_may_not_enter_unless_allowed(point):
     as_nobody = "os.chdir(os.path.dirname(top)); os.setgid(65534); os.setuid(65534);"

@@ -10,6 +10,7 @@ import struct
 
 import anyio
 import pytest
+from filesystems import needs_root
 from serving import Client, Files, client, error_of
 from stuck import until
 
@@ -375,6 +376,7 @@ async def test_results_that_make_no_sense_are_errors_of_the_call(point, caplog):
             assert any(each.levelno == logging.ERROR for each in caplog.records), expression
 
 
+@needs_root
 @pytest.mark.parametrize("plus", [True, False], ids=["readdirplus", "readdir"])
 async def test_lookups_are_counted_as_the_kernel_counts(point, plus, monkeypatch):
     if not plus:

@@ -11,6 +11,7 @@ import subprocess
 
 import anyio
 import pytest
+from filesystems import needs_root
 from serving import Client, Files, client, error_of
 from stuck import until
 
@@ -155,6 +156,7 @@ async def test_a_reply_that_the_kernel_would_refuse_is_an_error_of_the_call(
     assert len(caplog.records) >= 5
 
 
+@needs_root
 async def test_an_inode_keeps_its_type_while_it_is_known(point, caplog):
     class Fickle(Files):
         async def unlink(self, parent_inode, name, ctx):
@@ -187,6 +189,7 @@ async def test_an_inode_keeps_its_type_while_it_is_known(point, caplog):
         assert out == "True"
 
 
+@needs_root
 async def test_the_kernel_forgets_what_was_looked_up(point):
     filesystem = Files(**{f"file{n}": b"" for n in range(300)})
     async with fuse.mount(filesystem, point) as session:
@@ -204,6 +207,7 @@ async def test_the_kernel_forgets_what_was_looked_up(point):
         await until(lambda: not any(filesystem.lookups.values()), "a count of 0 for every inode")
 
 
+@needs_root
 async def test_a_request_tells_who_makes_it(point):
     seen = []
 

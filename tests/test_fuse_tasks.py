@@ -8,6 +8,7 @@ from contextvars import ContextVar
 
 import anyio
 import pytest
+from filesystems import needs_root
 from serving import Client, Files, client
 from stuck import until
 from test_fuse_protocol import message
@@ -43,6 +44,7 @@ class Held(Files):
         return await super().read(fh, off, size)
 
 
+@needs_root
 async def test_at_the_limit_the_kernel_is_still_listened_to(point):
     filesystem = Held(a=b"content", b=b"", c=b"")
     async with fuse.mount(filesystem, point, max_tasks=1) as session:
