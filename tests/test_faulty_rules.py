@@ -340,6 +340,18 @@ def test_rules_for_everything_are_not_for_the_control_file(faulty):
         assert faulty.counts()[0].struck == 1
 
 
+def test_commands_are_taken_from_those_whose_writes_take_setuid_away(faulty):
+    """Before each write of theirs to what is not cached, the session asks for the attributes."""
+    top = prepared(faulty)
+    write = "import os; os.write(os.open('.faulty', os.O_WRONLY), b'unlink fail EXDEV')"
+    without = ["setpriv", "--bounding-set=-fsetid", sys.executable, "-c", write]
+    subprocess.run(without, cwd=top, check=True)
+    with pytest.raises(OSError) as failed:
+        os.unlink(top / "file")
+    assert failed.value.errno == errno.EXDEV
+    assert faulty.counts() == [Count(1, 1, 0)]
+
+
 def test_hundreds_of_calls_may_hang(faulty):
     """More than a server has handlers at once otherwise."""
     top = prepared(faulty)

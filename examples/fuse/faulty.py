@@ -296,7 +296,7 @@ async def _hang(go: anyio.Event, heeds_signals: bool) -> None:
             await go.wait()
 
 
-# Handlers call each other; what the kernel has asked for is the first of them.
+# Handlers call each other, which is no call of the kernel's.
 is_served: ContextVar[bool] = ContextVar("is_served", default=False)
 
 
@@ -307,8 +307,12 @@ def served(operation: str) -> Callable[..., Any]:
     async def serve(self: Faulty, *args: Any) -> Any:
         if is_served.get():
             return await handler(self, *args)
-        is_served.set(True)
-        return await self.serve(operation, handler, args)
+        token = is_served.set(True)
+        try:
+            return await self.serve(operation, handler, args)
+        finally:
+            # Before a write, the session itself may ask for the attributes.
+            is_served.reset(token)
 
     return serve
 
