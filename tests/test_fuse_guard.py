@@ -111,15 +111,16 @@ def mount_id(path):
 
 
 def guards():
-    """The processes that guard a mount, and the arguments of each."""
-    found = {}
+    """The processes that guard a mount of this namespace, and the arguments of each."""
+    found, here = {}, os.readlink("/proc/self/ns/mnt")
     for each in Path("/proc").iterdir():
         if each.name.isdigit():
             try:
                 arguments = (each / "cmdline").read_bytes().split(b"\0")
+                is_here = os.readlink(each / "ns/mnt") == here
             except OSError:
                 continue
-            if len(arguments) > 5 and arguments[3].endswith(b"/fuse/guard.py"):
+            if is_here and len(arguments) > 5 and arguments[3].endswith(b"/fuse/guard.py"):
                 found[int(each.name)] = arguments[4:]
     return found
 
