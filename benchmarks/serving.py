@@ -96,6 +96,22 @@ for worker in workers:
 print(max(ends) - min(begins))
 """
 
+# Runs the example, which uses asyncio.
+_ON_TRIO = """
+import asyncio, os, runpy, sys
+import trio
+
+def run(coroutine):
+    async def main():
+        await coroutine
+    trio.run(main)
+
+asyncio.run = run
+del sys.argv[0]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 _SLEEPY = """
 import errno, stat, sys
 import anyio
@@ -237,7 +253,11 @@ def main() -> None:
     begin_inside()
     print(f"load {os.getloadavg()[0]:.1f}")
     # Each call is to be a request: see serving_files.py for what the kernel can do without.
-    commands = {OURS: [sys.executable, str(EXAMPLE), "--timeout", "0", "--no-passthrough"]}
+    example = [str(EXAMPLE), "--timeout", "0", "--no-passthrough"]
+    commands = {
+        OURS: [sys.executable, *example],
+        f"{OURS} on trio": [sys.executable, "-c", _ON_TRIO, *example],
+    }
     servers = {"truenas_os on asyncio": [sys.executable, "truenas_os", "asyncio"]}
     if arguments.against is None:
         print("nothing to compare with but the directory: see --against")
