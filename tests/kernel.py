@@ -45,6 +45,14 @@ def umount(target: _Path, flags: int = 0) -> None:
     _call(_libc.umount2, _bytes(target), flags)
 
 
+# A program that has the kernel forget what it knows of the filesystem at *top*, and of no other: it
+# remounts it as it is.
+FORGETTING = f"""
+import ctypes
+assert ctypes.CDLL(None).mount(None, os.fsencode(top), None, {MS_REMOUNT}, None) == 0
+"""
+
+
 def syscall(number: int, *args: Any) -> int:
     """A raw system call of Linux 5.1 or later, whose number is the same everywhere."""
     return _call(_libc.syscall, number, *args)

@@ -9,8 +9,8 @@ import stat
 import struct
 
 import anyio
+import kernel
 import pytest
-from filesystems import needs_root
 from serving import Client, Files, client, error_of
 from stuck import until
 
@@ -376,7 +376,6 @@ async def test_results_that_make_no_sense_are_errors_of_the_call(point, caplog):
             assert any(each.levelno == logging.ERROR for each in caplog.records), expression
 
 
-@needs_root
 @pytest.mark.parametrize("plus", [True, False], ids=["readdirplus", "readdir"])
 async def test_lookups_are_counted_as_the_kernel_counts(point, plus, monkeypatch):
     if not plus:
@@ -413,7 +412,7 @@ async def test_lookups_are_counted_as_the_kernel_counts(point, plus, monkeypatch
             assert sum(filesystem.lookups.values()) == 1500 + requests.get("LOOKUP", 0)
         else:
             assert sum(filesystem.lookups.values()) == requests["LOOKUP"]
-        await client(session, "open('/proc/sys/vm/drop_caches', 'w').write('2')")
+        await client(session, kernel.FORGETTING)
         await until(lambda: not any(filesystem.lookups.values()), "a count of 0 for every inode")
 
 

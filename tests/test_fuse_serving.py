@@ -10,6 +10,7 @@ import stat
 import subprocess
 
 import anyio
+import kernel
 import pytest
 from filesystems import needs_root
 from serving import Client, Files, client, error_of
@@ -156,7 +157,6 @@ async def test_a_reply_that_the_kernel_would_refuse_is_an_error_of_the_call(
     assert len(caplog.records) >= 5
 
 
-@needs_root
 async def test_an_inode_keeps_its_type_while_it_is_known(point, caplog):
     class Fickle(Files):
         async def unlink(self, parent_inode, name, ctx):
@@ -181,7 +181,7 @@ async def test_an_inode_keeps_its_type_while_it_is_known(point, caplog):
         for inode in 2, 3:
             assert f"the type of inode {inode} has changed, from 0o10 to 0o1" in caplog.text
         # A number that was forgotten may become that of anything.
-        await client(session, "open('/proc/sys/vm/drop_caches', 'w').write('2')")
+        await client(session, kernel.FORGETTING)
         await until(lambda: not any(filesystem.lookups.values()), "a count of 0 for every inode")
         out = await client(
             session, "import stat; print(stat.S_ISFIFO(os.stat(top + '/a').st_mode))"
@@ -189,7 +189,6 @@ async def test_an_inode_keeps_its_type_while_it_is_known(point, caplog):
         assert out == "True"
 
 
-@needs_root
 async def test_the_kernel_forgets_what_was_looked_up(point):
     filesystem = Files(**{f"file{n}": b"" for n in range(300)})
     async with fuse.mount(filesystem, point) as session:
@@ -203,7 +202,7 @@ async def test_the_kernel_forgets_what_was_looked_up(point):
             """,
         )
         assert sum(filesystem.lookups.values()) >= 301
-        await client(session, "open('/proc/sys/vm/drop_caches', 'w').write('2')")
+        await client(session, kernel.FORGETTING)
         await until(lambda: not any(filesystem.lookups.values()), "a count of 0 for every inode")
 
 

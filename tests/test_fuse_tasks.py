@@ -7,8 +7,8 @@ import time
 from contextvars import ContextVar
 
 import anyio
+import kernel
 import pytest
-from filesystems import needs_root
 from serving import Client, Files, client
 from stuck import until
 from test_fuse_protocol import message
@@ -44,7 +44,6 @@ class Held(Files):
         return await super().read(fh, off, size)
 
 
-@needs_root
 async def test_at_the_limit_the_kernel_is_still_listened_to(point):
     filesystem = Held(a=b"content", b=b"", c=b"")
     async with fuse.mount(filesystem, point, max_tasks=1) as session:
@@ -63,7 +62,7 @@ async def test_at_the_limit_the_kernel_is_still_listened_to(point):
         assert session.stats.active == 1
 
         # Nobody waits for these to be taken note of.
-        dropping = Client(session, "open('/proc/sys/vm/drop_caches', 'w').write('2')")
+        dropping = Client(session, kernel.FORGETTING)
         await dropping.end()
         await until(lambda: not filesystem.lookups[3] and not filesystem.lookups[4], "FORGET")
         waiting.interrupt()
