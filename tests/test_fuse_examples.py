@@ -69,7 +69,14 @@ def test_posix(served, name):
         for what, names in _NOT_BY_PATH.items():
             if name in names:
                 pytest.skip(f"no callback that is given a path is for {what}")
-    served.run_posix(name)
+    try:
+        served.run_posix(name)
+    except AssertionError as error:
+        # Who opens what is replaced meanwhile is sent back by the kernel, but once only: no path
+        # leads to the file that was found any more.
+        if served.name != "mirror" or "Stale file handle: 'target'" not in str(error):
+            raise
+        served.run_posix(name)
 
 
 # Without rules, the filesystem with faults is the passthrough one.
