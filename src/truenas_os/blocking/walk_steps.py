@@ -157,8 +157,8 @@ class Walker:
             while self._next < len(self._batch) and self._batch.entry(self._next).depth > depth:
                 self._next += 1
         # What was put back may be released; the native side has forgotten it then.
-        native = self.native
-        if native and not self.finished and not (rest and _slot(rest[0]) < native.released):
+        native = None if self.finished else self.native
+        if native is not None and not (rest and _slot(rest[0]) < native.released):
             native.skip(_slot(item), depth)
 
     def resume_token(self) -> ResumeToken:
