@@ -6,9 +6,12 @@ import random
 import anyio
 import pytest
 from faces import on_both_faces
+from stuck import AMPLE
 from walked import following, walking
 
 import truenas_os
+from truenas_os.blocking import walk_steps
+from truenas_os.blocking.walk_native import NativeWalk
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def expected(tree, skipped):
 
 @pytest.mark.anyio
 async def test_skip_after_a_cancelled_list_leaves_out_that_directory_and_no_other(tree):
-    for attempt in range(30):
+    for attempt in range(60):
         skipped, seen = set(), []
         async with truenas_os.walk(tree, file_open_flags=None, read_ahead=8 + attempt) as items:
             with anyio.move_on_after(random.random() * 0.003):
@@ -49,7 +52,7 @@ async def test_skip_after_a_cancelled_list_leaves_out_that_directory_and_no_othe
 @pytest.mark.anyio
 async def test_a_token_after_a_cancelled_list_repeats_everything_that_was_in_it(tree):
     everything = sorted(map(str, tree.rglob("*")))
-    for attempt in range(40):
+    for attempt in range(100):
         async with truenas_os.walk(tree, file_open_flags=None) as items:
             # Most often the list is whole by then, and the walk's threads are about to end.
             with anyio.move_on_after(0.0005 * (attempt % 10)):
@@ -59,6 +62,27 @@ async def test_a_token_after_a_cancelled_list_repeats_everything_that_was_in_it(
             assert sorted([item.path async for item in items]) == everything
         async with truenas_os.walk(tree, file_open_flags=None, resume_from=token) as items:
             assert sorted([item.path async for item in items]) == everything
+
+
+@pytest.mark.anyio
+async def test_what_was_listed_before_the_end_is_waited_for_is_handed_out_first(tree, monkeypatch):
+    """The end, here, never comes: who waits for it with a list in hand is cancelled."""
+    monkeypatch.setattr(walk_steps, "_GRACE", AMPLE)
+    everything = sorted(map(str, tree.rglob("*")))
+    walk = truenas_os.walk(tree, file_open_flags=None)
+    async with walk as items:
+        listed = []
+        with monkeypatch.context() as patch:
+            patch.setattr(NativeWalk, "ended", lambda self: False)
+            with anyio.move_on_after(1):
+                listed = await anext(items.batches(5000))
+            with anyio.move_on_after(0.1) as scope:
+                await anext(items.batches(5000))
+            assert scope.cancelled_caught
+        token = items.resume_token()
+        async with truenas_os.walk(tree, file_open_flags=None, resume_from=token) as rest:
+            resumed = [item.path async for item in rest]
+        assert sorted([item.path for item in listed] + resumed) == everything
 
 
 @on_both_faces

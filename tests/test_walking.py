@@ -62,13 +62,13 @@ async def test_each_directory_is_followed_by_its_contents_in_the_order_of_getden
 
 
 @on_both_faces
-async def test_a_directory_of_30_000_entries_is_walked_once(face, mount_dir):
-    names = [str(number) for number in range(30_000)]
+async def test_a_directory_of_100_000_entries_is_walked_once(face, mount_dir):
+    names = [str(number) for number in range(100_000)]
     filled(mount_dir, *names, size=0)
     for opening in OPENING:
         async with walking(face, mount_dir, file_open_flags=opening) as walk:
             found = await walk.rest_of(lambda item: item.name)
-        assert len(found) == 30_000
+        assert len(found) == 100_000
         assert set(found) == set(names)
 
 
