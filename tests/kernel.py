@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-MS_RDONLY, MS_REMOUNT, MS_BIND, MS_MOVE, MS_REC = 1, 32, 4096, 8192, 16384
+MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
+MS_REMOUNT, MS_BIND, MS_MOVE, MS_REC = 32, 4096, 8192, 16384
 MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 17, 1 << 18, 1 << 19, 1 << 20
 MNT_DETACH = 2
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
@@ -45,11 +46,12 @@ def umount(target: _Path, flags: int = 0) -> None:
     _call(_libc.umount2, _bytes(target), flags)
 
 
-# A program that has the kernel forget what it knows of the filesystem at *top*, and of no other: it
-# remounts it as it is.
+# A program that has the kernel forget what it knows of the filesystem served at *top*, and of no
+# other: it remounts it with the flags that it has anyway.
 FORGETTING = f"""
 import ctypes
-assert ctypes.CDLL(None).mount(None, os.fsencode(top), None, {MS_REMOUNT}, None) == 0
+flags = {MS_REMOUNT | MS_NOSUID | MS_NODEV}
+assert ctypes.CDLL(None).mount(None, os.fsencode(top), None, flags, None) == 0
 """
 
 

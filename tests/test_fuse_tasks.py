@@ -44,6 +44,21 @@ class Held(Files):
         return await super().read(fh, off, size)
 
 
+async def queued(session, filesystem, count):
+    """A client that is served, alone, and so many others that wait for it."""
+    clients = [Client(session, "open(top + '/a').read()")]
+    await until(lambda: filesystem.reading, "the one that is served")
+    clients += [Client(session, "os.stat(top)") for _ in range(count)]
+    await until(lambda: session.stats.queued == count, "those that wait")
+    return clients
+
+
+async def succeed(clients):
+    for each in clients:
+        _, err = await each.end()
+        assert not err
+
+
 async def test_at_the_limit_the_kernel_is_still_listened_to(point):
     filesystem = Held(a=b"content", b=b"", c=b"")
     async with fuse.mount(filesystem, point, max_tasks=1) as session:
@@ -116,17 +131,12 @@ async def test_what_has_waited_in_the_queue_leaves_time_to_other_tasks(point):
     turns = 0
     filesystem = Busy(a=b"content")
     async with fuse.mount(filesystem, point, max_tasks=1) as session:
-        reading = Client(session, "open(top + '/a').read()")
-        await until(lambda: filesystem.reading, "the one that is served")
-        waiting = [Client(session, "os.stat(top)") for _ in range(8)]
-        await until(lambda: session.stats.queued == 8, "those that wait")
+        clients = await queued(session, filesystem, 8)
         filesystem.goes_on.set()
         while session.stats.queued or session.stats.active:
             await anyio.sleep(0)
             turns += 1
-        for each in (reading, *waiting):
-            _, err = await each.end()
-            assert not err
+        await succeed(clients)
         assert len(set(begun)) >= 8
 
 
@@ -147,15 +157,10 @@ async def test_what_has_waited_in_the_queue_has_a_context_of_its_own(point):
 
     filesystem = Setting(a=b"content")
     async with fuse.mount(filesystem, point, max_tasks=1) as session:
-        reading = Client(session, "open(top + '/a').read()")
-        await until(lambda: filesystem.reading, "the one that is served")
-        waiting = [Client(session, "os.stat(top)") for _ in range(3)]
-        await until(lambda: session.stats.queued == 3, "those that wait")
+        clients = await queued(session, filesystem, 3)
         found.clear()
         filesystem.goes_on.set()
-        for each in (reading, *waiting):
-            _, err = await each.end()
-            assert not err
+        await succeed(clients)
     assert len(found) >= 3 and set(found) == {None}
 
 
