@@ -309,7 +309,7 @@ def live_objects():
     return len(gc.get_objects()), threading.active_count()
 
 
-def more_than(before):
+def growth_since(before):
     """How many objects there are more, but for those of more workers, some forty each."""
     (objects, threads), (objects_before, threads_before) = live_objects(), before
     return objects - objects_before - 50 * max(0, threads - threads_before)
@@ -437,5 +437,5 @@ async def test_the_async_face_leaks_nothing(mount_dir):
         objects, fds = live_objects(), kernel.open_fds()
         for _ in range(100):
             await every_call()
-        assert more_than(objects) < 100
+        assert growth_since(objects) < 100
         assert kernel.open_fds() == fds

@@ -13,7 +13,7 @@ import pytest
 from faces import Face
 from grown import filled, grown, hostile, tree
 from stuck import wait_until
-from test_leaks import live_objects, more_than, resident_kib
+from test_leaks import growth_since, live_objects, resident_kib
 from test_walking_marks import MARKS
 from walked import fds_return_to, fds_return_without_a_loop_to, walking
 from witness import in_python
@@ -149,7 +149,7 @@ def test_the_async_face_leaks_nothing(name, mount_dir):
         for _ in range(60):
             await every()
         await fds_return_to(fds)
-        return more_than(objects)
+        return growth_since(objects)
 
     assert face.run(body) < 60
 
