@@ -252,6 +252,17 @@ async def test_who_waits_in_the_queue_is_not_overtaken(stepped):
     assert (server.stats.active, server.stats.queued) == (0, 0)
 
 
+async def test_a_large_request_is_handled_before_the_next_is_taken(stepped):
+    server, kernel = stepped
+    content = bytes(70_000)
+    for unique in (2, 4):
+        body = wire.WRITE_IN.pack(1, 0, len(content), 0, 0, 0) + content
+        kernel.send(message(Opcode.WRITE, body, unique=unique))
+    for count in (1, 2):
+        server.drain()
+        assert server.stats.requests == {"WRITE": count}
+
+
 async def test_only_whoever_was_answered_is_expected_to_ask_again(stepped, monkeypatch):
     server, kernel = stepped
     looks = []

@@ -35,6 +35,10 @@ _SECONDS_AT_ONCE: Final = 0.001
 # How often it is looked for the next request, where one was just answered, before the event loop
 # waits: that client asks again sooner than a sleeping process is woken.
 _LOOKS: Final = 10
+# Two requests of 1 MiB at once are so much memory that free(3) gives it back to the kernel, which has
+# to clear it for the next: one of more bytes than this is handled before the next is taken, if its
+# handler does not wait.
+_LARGE: Final = 1 << 16
 # A reply of so many bytes is copied behind its header rather than gathered by the kernel.
 _SMALL: Final = 4096
 _HEADER: Final = wire.OUT_HEADER.pack
@@ -188,9 +192,7 @@ class Server:
         table, view, counts = self._table, self._view, self._counts
         looks = 0
         for _ in range(_REQUESTS_AT_ONCE):
-            # Two requests at once, with 1 MiB each, are so much memory that free(3) gives it back
-            # to the kernel, which has to clear it for the next.
-            request = None
+            request = None  # see _LARGE
             try:
                 size = os.readv(self.fd, self._buffers)
             except BlockingIOError:
@@ -222,6 +224,8 @@ class Server:
             else:
                 self._queue.append((handler, request))
             if self.end is not None or perf_counter() > until:
+                return
+            if size > _LARGE and not request.answered:
                 return
             looks = _LOOKS if request.answered else 0
 
