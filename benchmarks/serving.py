@@ -6,6 +6,7 @@ is the example of that name in the source distribution of the PyPI package pyfus
 interpreter that has the package (by default this one). Begins again in a mount namespace of its
 own. The source is a tmpfs, the timeouts are zero, and the clients are threads of other processes.
 What they read and write 1 MiB or 4 KiB of, they open with O_DIRECT, so that each call is a request.
+Our example is served on asyncio, and on trio as well.
 """
 
 import argparse

@@ -35,9 +35,9 @@ _SECONDS_AT_ONCE: Final = 0.001
 # How often it is looked for the next request, where one was just answered, before the event loop
 # waits: that client asks again sooner than a sleeping process is woken.
 _LOOKS: Final = 10
-# Two requests of 1 MiB at once are so much memory that free(3) gives it back to the kernel, which has
-# to clear it for the next: one of more bytes than this is handled before the next is taken, if its
-# handler does not wait.
+# Two requests of 1 MiB at once are so much memory that free(3) gives it back to the kernel, which
+# has to clear it for the next: one of more bytes than this is handled before the next is taken, if
+# its handler does not wait.
 _LARGE: Final = 1 << 16
 # A reply of so many bytes is copied behind its header rather than gathered by the kernel.
 _SMALL: Final = 4096
