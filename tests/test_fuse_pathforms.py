@@ -185,6 +185,25 @@ def test_a_stat_result_keeps_what_it_says():
         assert getattr(attr, f"st_{name}_ns") == getattr(STATUS, f"st_{name}_ns")
 
 
+def test_a_stat_result_of_ten_values_is_enough():
+    device, attr = pathforms.attributes(os.stat_result((MODE, 2, 1, 3, 4, 5, 7, 8, 9, 10)))
+    assert device == 1
+    expected = EntryAttributes(
+        st_ino=2,
+        st_mode=MODE,
+        st_nlink=3,
+        st_uid=4,
+        st_gid=5,
+        st_size=7,
+        st_atime_ns=8_000_000_000,
+        st_mtime_ns=9_000_000_000,
+        st_ctime_ns=10_000_000_000,
+        entry_timeout=1,
+        attr_timeout=1,
+    )
+    assert attr == expected
+
+
 def test_attributes_stay_the_callbacks_own():
     given = EntryAttributes(st_mode=MODE, entry_timeout=7)
     attr = pathforms.attributes(given)[1]

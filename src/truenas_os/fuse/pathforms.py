@@ -181,13 +181,13 @@ def attributes(value: object) -> tuple[int, EntryAttributes]:
             st_nlink=value.st_nlink,
             st_uid=value.st_uid,
             st_gid=value.st_gid,
-            st_rdev=value.st_rdev,
+            st_rdev=value.st_rdev or 0,
             st_size=value.st_size,
-            st_blksize=value.st_blksize,
-            st_blocks=value.st_blocks,
-            st_atime_ns=value.st_atime_ns,
-            st_ctime_ns=value.st_ctime_ns,
-            st_mtime_ns=value.st_mtime_ns,
+            st_blksize=value.st_blksize or 4096,
+            st_blocks=value.st_blocks or 0,
+            st_atime_ns=_time(value, "st_atime"),
+            st_ctime_ns=_time(value, "st_ctime"),
+            st_mtime_ns=_time(value, "st_mtime"),
         )
     elif isinstance(value, (tuple, list)) and len(value) == 13:
         device, attr = _thirteen(value)
@@ -231,6 +231,12 @@ def _thirteen(values: Sequence[Any]) -> tuple[int, EntryAttributes]:
         st_ctime_ns=_nanoseconds(ctime),
     )
     return dev, attr
+
+
+def _time(status: os.stat_result, name: str) -> int:
+    """A time in nanoseconds; who makes a result of ten values has only given seconds."""
+    exact: int | None = getattr(status, f"{name}_ns")
+    return _nanoseconds(getattr(status, name)) if exact is None else exact
 
 
 def _nanoseconds(value: object) -> int:
