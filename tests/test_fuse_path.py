@@ -945,6 +945,18 @@ print(subprocess.run(["findmnt", "-nro", "SOURCE,OPTIONS", top], capture_output=
 
 
 @on_one_loop
+@pytest.mark.parametrize(
+    ("written", "fsname"),
+    [("a\\,b", "a,b"), ("a\\\\", "a\\"), ("\\\\\\,\\b", "\\,\\b"), ("a\\\\\\\\,", "a\\\\")],
+)
+async def test_commas_and_backslashes_in_mountopts_are_escaped(point, written, fsname):
+    source = f"{fsname} {point} fuse ro,".replace("\\", "\\134")
+    program = "print(open('/proc/self/mounts').read())"
+    out = await serving(point, Tree(), program, mountopts=f"fsname={written},ro")
+    assert any(line.startswith(source) for line in out.splitlines())
+
+
+@on_one_loop
 async def test_main_refuses_what_it_does_not_know(point):
     with pytest.raises(ValueError, match=r"unknown option 'nonsense'; those known are: .*allow_o"):
         await fuse.path.main(mountpoint=point, mountopts="ro,nonsense")
@@ -1035,11 +1047,21 @@ async def test_with_nullpath_ok_there_are_no_paths_where_there_are_handles(point
         def fsyncdir(self, path, datasync, fh):
             return 0
 
+        def ioctl(self, path, command, flags, data, fh):
+            return 0
+
+        def poll(self, path, handle, events, fh):
+            return events
+
     program = """
-import fcntl
+import fcntl, select
 file = open(top + "/a", "r+b", 0)
 file.write(file.read(1))
 fcntl.lockf(file, fcntl.LOCK_EX)
+fcntl.ioctl(file, 0x4603)
+asked = select.poll()
+asked.register(file)
+asked.poll()
 file.truncate(2)
 os.fsync(file)
 file.close()
@@ -1059,7 +1081,7 @@ os.close(os.open(top + "/b", os.O_CREAT))
         )
         for name in handled.split():
             assert given.pop(name) == {not nullpath}, name
-        assert {"getattr", "open", "truncate", "create"} <= given.keys()
+        assert {"getattr", "open", "truncate", "create", "ioctl", "poll"} <= given.keys()
         assert all(paths == {True} for paths in given.values())
 
 

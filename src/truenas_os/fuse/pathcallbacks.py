@@ -68,7 +68,7 @@ class PathOperations:
     """Whether callbacks that are given a file handle can do without a path, and get ``""``.
 
     They are ``read``, ``write``, ``flush``, ``release``, ``fsync``, ``ftruncate``, ``fgetattr``,
-    ``lock``, ``readdir``, ``releasedir`` and ``fsyncdir``.
+    ``lock``, ``readdir``, ``releasedir`` and ``fsyncdir``, but not ``ioctl`` and ``poll``.
     """
     utimens_as_array: bool = False
     """Whether ``utimens`` gets pairs of seconds and nanoseconds rather than floats."""

@@ -196,7 +196,10 @@ class PathLevel(PathNames):
         taken = data if command & _IOC_WRITE else None
         flags = current_request().flags
         form = partial(pathforms.data, size=out_size)
-        return await self._of_file("ioctl", fh, command, flags, taken, form=form)
+        file = self._file(fh)
+        async with self._using_open(file.node) as path:
+            args = path, command, flags, taken, file.handle
+            return await self._call("ioctl", *args, form=form)
 
     async def poll(
         self, fh: FileHandleT, poll_handle: PollHandle | None, ctx: RequestContext
@@ -204,7 +207,9 @@ class PathLevel(PathNames):
         handle = None if poll_handle is None else PathPollHandle(self._call, poll_handle)
         events = wire.POLL_IN.unpack_from(current_request().body)[3]
         form = partial(pathforms.number, most=_MASK)
-        return await self._of_file("poll", fh, handle, events, form=form)
+        file = self._file(fh)
+        async with self._using_open(file.node) as path:
+            return await self._call("poll", path, handle, events, file.handle, form=form)
 
     # Locks.
 

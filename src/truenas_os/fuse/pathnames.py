@@ -7,7 +7,12 @@ import os
 import stat
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import replace
 from typing import Any, Final
 
@@ -105,13 +110,14 @@ class PathNames(Operations):
             self._locks.end_change(entries, used, moved)
 
     @asynccontextmanager
-    async def _using_file(self, file: OpenFile) -> AsyncIterator[str]:
-        """The path of an open file, if its callbacks want one; ``""`` if it has none."""
-        if self._nullpath:
-            yield ""
-            return
-        async with self._keeping(lambda: self._nodes.chain(file.node)):
-            yield self._nodes.path(file.node) or ""
+    async def _using_open(self, node: Node) -> AsyncIterator[str]:
+        """The path of a node that is open; ``""`` if it was removed."""
+        async with self._keeping(lambda: self._nodes.chain(node)):
+            yield self._nodes.path(node) or ""
+
+    def _using_file(self, file: OpenFile) -> AbstractAsyncContextManager[str]:
+        """The same for callbacks that may do without the path."""
+        return nullcontext("") if self._nullpath else self._using_open(file.node)
 
     # Attributes.
 
