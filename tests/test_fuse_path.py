@@ -436,6 +436,30 @@ async def test_lock(point):
     assert calls[-1][3].l_type == fcntl.F_UNLCK and tree.holder is None
 
 
+@on_one_loop
+async def test_locks_are_released_although_flush_says_that_it_is_not_implemented(point):
+    class Locking(Tree):
+        def flush(self, path, fh):
+            return -errno.ENOSYS
+
+        def lock(self, path, command, lock, fh):
+            return 0
+
+    tree = Locking(a=b"content")
+    async with fuse.mount(tree, point) as session:
+        await client(
+            session,
+            """
+            import fcntl
+            for _ in range(2):
+                with open(top + "/a", "r+") as file:
+                    fcntl.lockf(file, fcntl.LOCK_EX)
+            """,
+        )
+    types = [lock.l_type for _, _, _, lock, _ in tree.calls("lock")]
+    assert types == [fcntl.F_WRLCK, fcntl.F_UNLCK] * 2
+
+
 WAIT_FOR_LOCK = """
     import fcntl, signal
     signal.signal(signal.SIGINT, lambda *_: 1 // 0)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """A filesystem of the path level as one of the inode level."""
 
+import errno
 import fcntl
 import itertools
 import os
@@ -155,6 +156,10 @@ class PathLevel(PathNames):
         try:
             if "flush" in self._call:
                 await self._of_file("flush", fh, form=pathforms.done)
+        except (FUSEError, OSError) as error:
+            # The kernel would not ask again, and the next one's locks would not be released.
+            if error.errno != errno.ENOSYS or "lock" not in self._call:
+                raise
         finally:
             owner = current_request().lock_owner
             owners = self._file(fh).node.lock_owners
