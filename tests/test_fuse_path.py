@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """The path level: each callback and each option, as programs and the kernel make them be called."""
 
+import asyncio
 import errno
 import fcntl
 import logging
@@ -1176,6 +1177,19 @@ async def test_an_exception_is_logged_and_fails_with_EIO(point, kind, caplog):
     assert [str(each.exc_info[1]) for each in caplog.records if each.exc_info].count(
         str(caplog.records[0].exc_info[1])
     ) == 2
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+async def test_a_plain_callback_does_not_end_the_server(point, error, caplog):
+    class Exiting(Tree):
+        def read(self, path, size, offset, fh):
+            raise error
+
+    async with fuse.mount(Exiting(a=b"content"), point) as session:
+        assert await error_of(session, "open(top + '/a').read()") == "EIO"
+        assert await client(session, "print(os.listdir(top))") == "['a']"
+    (raised,) = (each.exc_info[1] for each in caplog.records if each.exc_info)
+    assert isinstance(raised.__cause__, error)
 
 
 @on_one_loop

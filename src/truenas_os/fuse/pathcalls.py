@@ -171,7 +171,7 @@ class Calls:
         def call(value: object) -> None:
             done(value)
             with nullcontext() if self._threaded else self._on_thread:
-                callback(*args[:count])
+                _plainly(callback, args[:count])
 
         return call
 
@@ -204,12 +204,22 @@ async def _on_thread(
 ) -> Any:
     def call() -> Any:
         with nullcontext() if lock is None else lock:
-            return callback(*args)
+            return _plainly(callback, args)
 
     late = None if late is None else _in_this_context(late)
     value = await offload(call, late=late)
     # Such as a partial or a lambda that calls what is async.
     return await value if inspect.isawaitable(value) else value
+
+
+def _plainly(callback: Any, args: tuple[Any, ...]) -> Any:
+    """Call a plain callback, which cannot end the server: sys.exit() is an error as any other."""
+    try:
+        return callback(*args)
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"a plain callback has raised {error!r}") from error
 
 
 def _in_this_context(function: Callable[[Any], object]) -> Callable[[Any], object]:
