@@ -40,7 +40,8 @@ __all__ = [
 ]
 
 _VERSION: Final = 2.8
-_COMMA: Final = re.compile(r"(?<!\\),")
+_OPTION: Final = re.compile(r"(?:\\.|[^,])+")
+_ESCAPED: Final = re.compile(r"\\([\\,])")
 
 
 def fuse_version() -> float:
@@ -65,8 +66,9 @@ async def main(
     arguments but for *mountopts*. With *debug* and no logging set up, lines go to standard error.
 
     *mountopts*: the options of :func:`mount`, as texts with commas between them, such as
-    ``"allow_other,fsname=hello"``; a comma in a value is ``\\,``. Unless there is an ``access``
-    callback, ``default_permissions`` is one of them: the kernel checks modes.
+    ``"allow_other,fsname=hello"``; a comma in a value is ``\\,``, a backslash ``\\\\``. Unless
+    there is an ``access`` callback, ``default_permissions`` is one of them: the kernel checks
+    modes.
 
     What ends this unmounts the filesystem while it still serves. In the main thread, SIGINT and
     SIGTERM end it, unless they have handlers of the program's own.
@@ -89,7 +91,7 @@ async def main(
     if debug:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("truenas_os.fuse").setLevel(logging.INFO)
-    options = [text.replace("\\,", ",") for text in _COMMA.split(mountopts) if text]
+    options = [_ESCAPED.sub(r"\1", text) for text in _OPTION.findall(mountopts)]
     if "access" not in callbacks:
         options.append("default_permissions")
     session = Session(operations, mountpoint, parse_options(options))
