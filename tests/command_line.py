@@ -60,6 +60,11 @@ hostile = pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
 encodings = pytest.mark.parametrize("env", ENCODINGS.values(), ids=ENCODINGS)
 
 
+buffering = pytest.mark.parametrize(
+    "env", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"]
+)
+
+
 def environment(**changes):
     kept = {
         name: value
@@ -172,6 +177,22 @@ def various_mounts(mount_dir):
         kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY | noexec,
     )
     return mount_dir
+
+
+@pytest.fixture
+def nearly_full_list(mount_dir):
+    """A file with one line, to which the filesystem has room to add a few bytes."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    full = mount_dir / "full"
+    tmpfs(full, data=f"size={2 * page}".encode())
+    (full / "list").write_bytes(b"x" * (page - 16) + b"\n")
+    (full / "rest").write_bytes(bytes(page))
+    return full / "list"
+
+
+def make_room(path):
+    """Have its filesystem take as much as it is told."""
+    kernel.mount(None, path.parent, None, kernel.MS_REMOUNT, b"size=16m")
 
 
 @pytest.fixture

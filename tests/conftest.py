@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import hostile_mounts, many_mounts, various_mounts
+from command_line import hostile_mounts, many_mounts, nearly_full_list, various_mounts
 from faulted import faulty, faulty_server, server_of_the_module
 from filesystems import filesystem, place, require_fuse
 from grown import ends, public, squashed
@@ -21,6 +21,7 @@ __all__ = [
     "filesystem",
     "hostile_mounts",
     "many_mounts",
+    "nearly_full_list",
     "place",
     "public",
     "server_of_the_module",

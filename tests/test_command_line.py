@@ -19,6 +19,7 @@ from command_line import (
     ENCODINGS,
     HOSTILE,
     PREPARED,
+    buffering,
     encodings,
     environment,
     hostile,
@@ -212,6 +213,18 @@ def test_a_reader_that_leaves_early_is_quiet(many_mounts):
 def test_a_full_device_is_one_line_and_status_1(arguments):
     with open("/dev/full", "wb") as full:
         done = run(*arguments, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == b"truenas-os: No space left on device\n"
+
+
+@buffering
+@pytest.mark.parametrize(
+    "arguments", [("mounts",), ("stat", "/"), ("mounts", "--json"), ("walk", "DIR"), ("-h",)]
+)
+def test_what_a_disk_has_no_room_for_is_one_line_and_status_1(nearly_full_list, arguments, env):
+    arguments = [str(nearly_full_list.parent) if word == "DIR" else word for word in arguments]
+    with nearly_full_list.open("ab") as output:
+        done = run(*arguments, stdout=output, env=env)
     assert done.returncode == 1
     assert done.stderr == b"truenas-os: No space left on device\n"
 

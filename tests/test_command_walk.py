@@ -23,8 +23,10 @@ from command_line import (
     HOSTILE,
     NO_RICH,
     PREPARED,
+    buffering,
     encodings,
     environment,
+    make_room,
     run,
     succeeded,
     unescaped,
@@ -160,14 +162,15 @@ def test_a_root_that_is_no_directory_is_a_line_and_status_1(tmp_path, name, reas
 # Interrupted.
 
 
-def interrupted(arguments, number, after, prepared=HEARD):
+def interrupted(arguments, number, after, prepared=HEARD, env=None):
     """What the command prints that gets a signal after so many bytes, and how it ends.
 
     The pipe is a small one, so that what is printed is what was read, and not much more.
     """
     program = [sys.executable, "-c", PREPARED.format(prepared), "walk", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(program, env=environment(), bufsize=0, **pipes) as process:
+    env = environment(**(env or {}))
+    with subprocess.Popen(program, env=env, bufsize=0, **pipes) as process:
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
         shown = b""
         while len(shown) < after and (read := process.stdout.read(min(4096, after - len(shown)))):
@@ -179,15 +182,17 @@ def interrupted(arguments, number, after, prepared=HEARD):
         return shown, process.wait(AMPLE), errors
 
 
+@buffering
 @pytest.mark.parametrize("form", [(), ("-0",), ("--json",)], ids=["lines", "null", "json"])
-def test_an_interrupted_walk_goes_on_with_exactly_the_next_line(large_tree, tmp_path, form):
+def test_an_interrupted_walk_goes_on_with_exactly_the_next_line(large_tree, tmp_path, form, env):
     chance = random.Random(len(form))
     file = tmp_path / "file"
     shown, ends = b"", Counter()
     while not ends[0]:
         number = chance.choice([signal.SIGINT, signal.SIGTERM])
         after = chance.choice([1, chance.randrange(1, 60_000)])
-        part, status, errors = interrupted((*form, "--resume", file, large_tree), number, after)
+        arguments = (*form, "--resume", file, large_tree)
+        part, status, errors = interrupted(arguments, number, after, env=env)
         shown += part
         ends[status] += 1
         if status:
@@ -263,6 +268,61 @@ def test_what_could_not_be_written_comes_again(large_tree, tmp_path):
     assert sorted(rest.splitlines()) == find(large_tree)
 
 
+@buffering
+@pytest.mark.parametrize("form", [(), ("-0",), ("--json",)], ids=["lines", "null", "json"])
+def test_a_line_that_a_full_disk_cut_short_is_ended_and_comes_again(
+    large_tree, nearly_full_list, tmp_path, form, env
+):
+    # "full", where the list is, is a mount point.
+    arguments = ("walk", "--mountpoints", *form, "--resume", tmp_path / "file", large_tree)
+    before = nearly_full_list.stat().st_size
+    with nearly_full_list.open("ab") as output:
+        done = run(*arguments, stdout=output, env=env)
+    assert (done.returncode, done.stderr) == (1, b"truenas-os: No space left on device\n")
+    make_room(nearly_full_list)
+    with nearly_full_list.open("ab") as output:
+        assert run(*arguments, stdout=output, env=env).returncode == 0
+    terminator = b"\0" if form == ("-0",) else b"\n"
+    cut, *shown, last = nearly_full_list.read_bytes()[before:].split(terminator)
+    assert last == b""
+    assert 0 < len(cut) < len(shown[0])
+    assert shown[0].startswith(cut)
+    if form == ("--json",):
+        shown = [os.fsencode(json.loads(line)["path"]) for line in shown]
+    assert sorted(shown) == find(large_tree)
+
+
+def test_what_the_file_tells_has_reached_the_disk_in_the_list(large_tree, tmp_path):
+    prepared = """if True:
+        import os
+        from truenas_os import blocking
+        from truenas_os.cli import walk
+
+        fsync, replace, unlink = os.fsync, blocking.atomic_replace, os.unlink
+        walk._SAVED_EVERY, safe = 0, 0
+
+        def synced(fd):
+            global safe
+            fsync(fd)
+            safe = os.fstat(1).st_size
+
+        def saved(*arguments):
+            assert safe == os.fstat(1).st_size
+            replace(*arguments)
+
+        def removed(path):
+            assert safe == os.fstat(1).st_size
+            unlink(path)
+
+        os.fsync, blocking.atomic_replace, os.unlink = synced, saved, removed
+    """
+    with (tmp_path / "list").open("wb") as output:
+        file = tmp_path / "file"
+        done = run("walk", "--resume", file, large_tree, stdout=output, prepared=prepared)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert sorted((tmp_path / "list").read_bytes().splitlines()) == find(large_tree)
+
+
 def test_a_resume_file_that_is_no_use_is_a_line_and_status_1(mount_dir, tmp_path):
     for top in ("one", "two"):
         (mount_dir / top / "directory").mkdir(parents=True)
@@ -272,11 +332,15 @@ def test_a_resume_file_that_is_no_use_is_a_line_and_status_1(mount_dir, tmp_path
     (tmp_path / "damaged").write_bytes(elsewhere.read_bytes()[:-1])
     (tmp_path / "empty").touch()
     (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
     for name, reason in {
         "of two": "this resume token is of another .*",
         "damaged": "this resume token is damaged",
         "empty": "this is no resume token of a walk",
-        "directory": "Is a directory",
+        "directory": "this is no regular file",
+        "fifo": "this is no regular file",
+        "loop": "Too many levels of symbolic links",
         "missing/file": "No such file or directory",
     }.items():
         done = run("walk", "--resume", tmp_path / name, mount_dir / "one")
@@ -285,11 +349,26 @@ def test_a_resume_file_that_is_no_use_is_a_line_and_status_1(mount_dir, tmp_path
         assert re.fullmatch(rf"truenas-os: {tmp_path}/{name}: {reason}\n", line), line
 
 
+def test_a_resume_file_that_another_walk_has_removed_is_no_failure(large_tree, tmp_path):
+    prepared = """if True:
+        import os
+        from truenas_os.cli import walk
+
+        remove = walk._Mark.remove
+        walk._Mark.remove = lambda mark: (os.unlink(mark.name), remove(mark))
+    """
+    shown = succeeded("walk", "--resume", tmp_path / "file", large_tree, prepared=prepared)
+    assert sorted(shown.splitlines()) == find(large_tree)
+
+
 # On a terminal.
 
 
-def on_terminals(*arguments, prepared=None, stdout=None):
-    """What a terminal gets that is there for all but perhaps *stdout*, and the exit status."""
+def on_terminals(*arguments, prepared=None, stdout=None, number=None):
+    """What a terminal gets that is there for all but perhaps *stdout*, and the exit status.
+
+    With *number*, that signal is sent when the cursor has been hidden.
+    """
     program = COMMAND if prepared is None else (sys.executable, "-c", PREPARED.format(prepared))
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 60))
@@ -306,8 +385,11 @@ def on_terminals(*arguments, prepared=None, stdout=None):
     ) as process:
         os.close(theirs)
         try:
-            while read := os.read(ours, 1 << 16):
+            while read := os.read(ours, 1 << 10):
                 written += read
+                if number and HIDDEN in written:
+                    process.send_signal(number)
+                    number = None
         except OSError as error:
             assert error.errno == errno.EIO  # the other side is closed
         finally:
@@ -315,6 +397,7 @@ def on_terminals(*arguments, prepared=None, stdout=None):
     return written, process.returncode
 
 
+HIDDEN, SHOWN = b"\x1b[?25l", b"\x1b[?25h"
 BAR = re.compile(rb"\d+ +[^\n]*\d:\d\d:\d\d")
 
 
@@ -335,6 +418,14 @@ def test_a_terminal_for_errors_gets_a_bar_and_the_output_gets_the_lines(hostile_
     assert BAR.search(without_styles(written))
     assert os.fsencode(hostile_tree / "spaces") not in written
     assert (tmp_path / "output").read_bytes() == succeeded("walk", hostile_tree)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_terminal_gets_its_cursor_back_from_a_walk_that_is_ended(large_tree, number):
+    written, status = on_terminals("walk", large_tree, number=number, prepared=HEARD)
+    assert status == 128 + number
+    assert written.rindex(SHOWN) > written.rindex(HIDDEN)
+    assert written.count(b"file-") < 40 * 75
 
 
 @pytest.mark.parametrize("how", ["without rich", "null"])

@@ -45,6 +45,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that *argv* (else ``sys.argv``) names; the result is the exit status."""
     try:
+        output.gather()
         try:
             arguments = _parser().parse_args(argv)
             status: int = arguments.run(arguments) or 0

@@ -6,9 +6,26 @@ import errno
 import io
 import json
 import os
+import stat
 import sys
 from enum import IntFlag
 from typing import TextIO
+
+
+def gather() -> None:
+    """Have what is written to stdout gather in a buffer, as it does unless Python is told not to.
+
+    Without one, who writes a part of it does not hear of the rest that found no place.
+    """
+    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):
+        sys.stdout = open(  # noqa: SIM115
+            sys.stdout.fileno(),
+            "w",
+            encoding=sys.stdout.encoding,
+            errors=sys.stdout.errors,
+            newline="\n",
+            closefd=False,
+        )
 
 
 def encoding_of(stream: TextIO | None) -> str:
@@ -72,6 +89,23 @@ def write_bytes(content: bytes) -> None:
     sys.stdout.buffer.write(content)
 
 
+def end_line(terminator: bytes) -> None:
+    """Write the *terminator* that stdout lacks, if it is a file that ends with a part of a line.
+
+    One that may not be read is left as it is.
+    """
+    write("")
+    last = terminator
+    with contextlib.suppress(OSError):
+        fd = sys.stdout.fileno()
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            with open(f"/proc/self/fd/{fd}", "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                last = file.read() or terminator
+    if last != terminator:
+        write_bytes(terminator)
+
+
 def write_json(value: object) -> None:
     r"""Write *value* as JSON, in printable ASCII, valid whatever bytes its texts hold.
 
@@ -107,6 +141,18 @@ def flush() -> None:
     except BaseException:
         discard()
         raise
+
+
+def sync() -> None:
+    """Write out what is buffered for stdout, and if it is a file, have it reach the disk."""
+    flush()
+    try:
+        if sys.stdout is not None:
+            os.fsync(sys.stdout.fileno())
+    except OSError as error:
+        # A pipe or a terminal, say, or what has no descriptor.
+        if error.errno not in (None, errno.EINVAL, errno.EROFS, errno.ENOTSUP):
+            raise
 
 
 def discard() -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Display(AbstractContextManager["Display"]):
     """Where the output of a walk goes, with no bar."""
 
+    is_bar = False
+
     def write(self, text: str) -> None:
         write(text)
 
@@ -32,6 +34,8 @@ class Display(AbstractContextManager["Display"]):
 
 
 class _Bar(Display):
+    is_bar = True
+
     def __init__(self, progress: "Progress") -> None:
         self._progress = progress
         self._task = progress.add_task("", total=None, where="")

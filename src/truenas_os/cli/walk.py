@@ -5,6 +5,7 @@ import argparse
 import errno
 import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -33,9 +34,12 @@ exactly the next line when the same command is run again, on filesystems that
 allow it (ext4, xfs, btrfs, tmpfs and others), perhaps with some of the last
 lines once more on others. FILE is kept up to date while the walk goes on: after
 a crash or kill -9, what was printed in the last few seconds comes again, and
-nothing is left out. When all is done, FILE is removed.
+nothing is left out. A line that was cut short in a file is ended first, and
+comes again. When all is done, FILE is removed. Of a pipe, Ctrl-C ends the
+reader too: what it had not read is lost.
 
-A directory that cannot be read is a line on stderr, and the exit status is 1.
+A directory that cannot be read is a line on stderr, and the exit status is 1:
+that of the run in which it was found, not of one that goes on after it.
 
 JSON is an object on a line for each: path, type, depth, ismount, and fields of
 StatxResult, the times in nanoseconds, or null where there is none. A byte in a
@@ -113,11 +117,12 @@ def _run(arguments: argparse.Namespace) -> int:
         return "yield"
 
     mark = None if arguments.resume is None else _Mark(arguments.resume)
+    shown = display(with_bar=not arguments.null)
     with ExitStack() as stack:
         interruption = Interruption()
-        if mark is not None:
+        if mark is not None or shown.is_bar:
             stack.enter_context(interruption)
-        shown = stack.enter_context(display(with_bar=not arguments.null))
+        stack.enter_context(shown)
         with _of(mark):
             items = blocking.walk(
                 arguments.root,
@@ -132,7 +137,8 @@ def _run(arguments: argparse.Namespace) -> int:
             )
             interruption.call(stack.enter_context, items)
         if mark is None:
-            for batch in items.batches(_AT_ONCE):
+            batches = items.batches(_AT_ONCE)
+            while (batch := interruption.call(next, batches, None)) is not None:
                 _print(batch, arguments, shown)
         else:
             _print_resumably(items, arguments, shown, mark, interruption)
@@ -147,6 +153,8 @@ def _print_resumably(
     interruption: Interruption,
 ) -> None:
     printed, token = 0, items.resume_token()
+    if mark.found is not None:
+        output.end_line(b"\0" if arguments.null else b"\n")
     mark.save(token)
     batches = items.batches(_AT_ONCE)
     while True:
@@ -154,7 +162,7 @@ def _print_resumably(
             batch = interruption.call(next, batches, None)
         except Interrupted:
             # The token is that of what was printed, whatever became of the call.
-            output.flush()
+            output.sync()
             mark.save(token)
             output.write_error(
                 f"stopped after {printed} lines; to go on, run the same command again "
@@ -166,9 +174,9 @@ def _print_resumably(
         _print(batch, arguments, shown)
         printed, token = printed + len(batch), items.resume_token()
         if mark.is_old():
-            output.flush()
+            output.sync()
             mark.save(token)
-    output.flush()
+    output.sync()
     mark.remove()
 
 
@@ -202,11 +210,13 @@ class _Mark:
 
     def __init__(self, path: str) -> None:
         self.name = path
-        self._path = Path(path).resolve()
+        self._path = os.path.realpath(path)
         self._saved_at = time.monotonic()
         self.found: bytes | None = None
         with suppress(FileNotFoundError):
-            self.found = self._path.read_bytes()
+            if not stat.S_ISREG(os.stat(self._path).st_mode):
+                raise OSError(errno.EINVAL, "this is no regular file", path)
+            self.found = Path(self._path).read_bytes()
 
     def is_old(self) -> bool:
         return time.monotonic() - self._saved_at > _SAVED_EVERY
@@ -216,7 +226,8 @@ class _Mark:
         self._saved_at = time.monotonic()
 
     def remove(self) -> None:
-        self._path.unlink()
+        with suppress(FileNotFoundError):  # another walk may have been told the same FILE
+            os.unlink(self._path)
 
 
 @contextmanager
