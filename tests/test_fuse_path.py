@@ -913,6 +913,53 @@ async def test_a_session_ends_while_init_or_a_plain_callback_hangs(point):
         hang.set()
 
 
+@pytest.mark.parametrize("threaded", [False, True])
+@pytest.mark.parametrize("name", ["open", "create", "opendir"])
+async def test_what_a_plain_callback_opens_after_the_end_is_released(point, name, threaded):
+    class Slow(Tree):
+        def __init__(self, **files):
+            super().__init__(**files)
+            self.threaded = threaded
+            self.begun, self.free = threading.Event(), threading.Event()
+
+        def opened(self):
+            self.begun.set()
+            assert self.free.wait(20)
+            return 7
+
+        def open(self, path, flags):
+            return self.opened()
+
+        def create(self, path, mode, flags):
+            return self.opened()
+
+        def opendir(self, path):
+            return self.opened()
+
+        def release(self, path, flags, fh):
+            return 0
+
+        def releasedir(self, path, fh):
+            return 0
+
+    program = {
+        "open": "os.open(top + '/a', os.O_RDONLY)",
+        "create": "os.open(top + '/b', os.O_CREAT)",
+        "opendir": "os.open(top, os.O_RDONLY)",
+    }
+    tree = Slow(a=b"content")
+    async with fuse.mount(tree, point, unmount_timeout=0.1) as session:
+        opening = Client(session, program[name])
+        await until(tree.begun.is_set, "the call")
+    await opening.end()
+    assert not tree.calls("release", "releasedir")
+    tree.free.set()
+    await until(lambda: tree.calls("release", "releasedir"), "the release")
+    ((released, path, *_, handle),) = tree.calls("release", "releasedir")
+    assert released == ("releasedir" if name == "opendir" else "release")
+    assert (path, handle) == (tree.calls(name)[0][1], 7)
+
+
 @on_one_loop
 async def test_versions_and_names():
     assert fuse.path.fuse_version() == 2.8

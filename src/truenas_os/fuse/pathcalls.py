@@ -20,7 +20,7 @@ from .current import current_request
 from .datatypes import FUSEError
 from .loops import running_loop
 from .pathcallbacks import PathOperations, defined
-from .pathforms import UnfitError, done
+from .pathforms import UnfitError
 
 _log = logging.getLogger("truenas_os.fuse")
 
@@ -164,12 +164,22 @@ class Calls:
             shown = ", ".join(map(_shown.repr, args))
             _log.info("%s(%s) = %s in %.2f ms", name, shown, outcome, _since(began))
 
-    def undo(self, name: str, *args: Any) -> Callable[[Any], None]:
-        """What undoes a plain callback's success that comes late: one more call, on its thread."""
-        callback, count, _ = self._callbacks[name]
+    def undo(
+        self, name: str, arguments: Callable[[Any], tuple[Any, ...]]
+    ) -> Callable[[Any], None] | None:
+        """What undoes a plain callback's success that comes late: one more call, on its thread.
+
+        *arguments* makes the arguments from the result, and raises what that says of a failure.
+        None if the one to call is not there, or not a plain one.
+        """
+        callback, count, is_async = self._callbacks.get(name, (None, 0, True))
+        if is_async:
+            return None
 
         def call(value: object) -> None:
-            done(value)
+            if inspect.isawaitable(value):
+                return  # it has not begun
+            args = arguments(value)
             with nullcontext() if self._threaded else self._on_thread:
                 _plainly(callback, args[:count])
 

@@ -107,6 +107,11 @@ class PathLevel(PathNames):
         self._nodes.open(file)
         return FileHandleT(fh)
 
+    def _closing(self, name: str, path: str, *args: Any) -> Callable[[Any], None] | None:
+        """What closes a file or directory that a plain callback has opened too late."""
+        path = "" if self._nullpath else path
+        return self._call.undo(name, lambda value: (path, *args, pathforms.handle(value)))
+
     async def _of_file(self, name: str, fh: int, *args: Any, form: Callable[[Any], T]) -> T:
         """Call a callback that is given the path of an open file, and its handle at the end."""
         file = self._file(fh)
@@ -117,7 +122,9 @@ class PathLevel(PathNames):
         node, info, handle = self._node(inode), FileInfo(keep_cache=False), None
         async with self._using(node) as path:
             if "open" in self._call:
-                handle = await self._call("open", path, flags, info, form=pathforms.handle)
+                late = self._closing("release", path, flags)
+                args = path, flags, info
+                handle = await self._call("open", *args, form=pathforms.handle, late=late)
             info.fh = self._opened(node, flags, handle)
         return info
 
@@ -132,8 +139,9 @@ class PathLevel(PathNames):
         parent, entry = self._node(parent_inode), os.fsdecode(name)
         async with self._keeping(lambda: self._nodes.chain(parent)):
             path = self._path_in(parent, entry)
-            form = pathforms.handle
-            handle = await self._call("create", path, mode, flags, form=form, umask=ctx.umask)
+            form, late = pathforms.handle, self._closing("release", path, flags)
+            args = path, mode, flags
+            handle = await self._call("create", *args, form=form, umask=ctx.umask, late=late)
             try:
                 node, attr = await self._entry(parent, entry, path, handle, is_open=True)
             except BaseException:
@@ -234,9 +242,14 @@ class PathLevel(PathNames):
             pass  # it may be renamed while its lock is waited for
         command = fcntl.F_SETLKW if sleep else fcntl.F_SETLK
         released = _flock(lock._replace(type=fcntl.F_UNLCK))
-        undo = self._call.undo("lock", path, fcntl.F_SETLK, released, file.handle)
+
+        def to_release(value: object) -> tuple[Any, ...]:
+            pathforms.done(value)
+            return path, fcntl.F_SETLK, released, file.handle
+
         args = path, command, _flock(lock), file.handle
-        await self._call("lock", *args, form=pathforms.done, late=undo)
+        late = self._call.undo("lock", to_release)
+        await self._call("lock", *args, form=pathforms.done, late=late)
         if lock.type != fcntl.F_UNLCK:
             file.node.lock_owners.add(owner)
 
@@ -267,7 +280,8 @@ class PathLevel(PathNames):
         node, handle = self._node(inode), None
         async with self._using(node) as path:
             if "opendir" in self._call:
-                handle = await self._call("opendir", path, form=pathforms.handle)
+                late = self._closing("releasedir", path)
+                handle = await self._call("opendir", path, form=pathforms.handle, late=late)
             return self._opened(node, 0, handle)
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
