@@ -109,8 +109,9 @@ def test_a_file_that_is_gone_or_hidden_is_a_line_and_status_1(mount_dir):
 @pytest.mark.parametrize(
     "arguments",
     [(), ("a", "b"), ("--open", "/"), ("--open", "/", "xyz"), ("--open", "/", "00")]
-    + [("--open", "/", "0c000000010000000a"), ("a", "--open", "/", "0c")],
-    ids=str,
+    + [("--open", "/", "0c000000010000000a"), ("a", "--open", "/", "0c")]
+    + [("--open", mount, "0c00000001000000" + "00" * 12) for mount in (str(1 << 64), "9" * 5000)],
+    ids=lambda arguments: str(arguments)[:40],
 )
 def test_wrong_usage_is_status_2(arguments):
     done = run("handle", *arguments)

@@ -513,3 +513,18 @@ def test_a_mask_that_does_not_fit_is_refused_before_any_system_call(face, mask):
         with pytest.raises(OverflowError):
             face.statmount(blocking.LSMT_ROOT, mask)
     assert calls.seen == 0
+
+
+@pytest.mark.parametrize("mnt_id", [-1, 1 << 64, 10**5000], ids=["negative", "65 bits", "longer"])
+def test_a_number_that_is_no_mount_id_is_refused_before_any_system_call(face, mnt_id):
+    with faults.count("listmount") as listed, faults.count("statmount") as looked:
+        for call, *arguments in (
+            (face.statmount, mnt_id),
+            (face.open_mount_by_id, mnt_id),
+            (face.listmount, mnt_id),
+            (face.listmount, blocking.LSMT_ROOT, mnt_id),
+            (face.iter_mount, mnt_id),
+        ):
+            with pytest.raises(ValueError, match="a mount id is"):
+                call(*arguments)
+    assert (listed.seen, looked.seen) == (0, 0)

@@ -24,6 +24,13 @@ _LAST_SIZE = 1 << 26
 _SHORT_MOUNTS = BATCH // 16
 # Unique ids begin above the old ones.
 _LAST_OLD_ID = 1 << 31
+_LAST_ID = (1 << 64) - 1
+
+
+def check_ids(*mount_ids: int) -> None:
+    """Raise :exc:`ValueError` for what can be no mount's id."""
+    if not all(0 <= mnt_id <= _LAST_ID for mnt_id in mount_ids):
+        raise ValueError("a mount id is a number from 0 to 2^64 - 1")
 
 
 def id_notes(*mount_ids: int) -> tuple[str, ...]:

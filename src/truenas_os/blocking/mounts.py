@@ -26,7 +26,7 @@ from .flags import (
     STATX_TYPE,
     StatmountMask,
 )
-from .mount_records import StatmountBatches, id_notes
+from .mount_records import StatmountBatches, check_ids, id_notes
 from .results import StatmountResult, StatxResult
 
 ALL_FIELDS: Final = ~StatmountMask(0)
@@ -52,9 +52,11 @@ def listmount(
     Ids are given when a mount is created, not when it is attached.
 
     Raises :exc:`OSError`: ENOENT (no such mount), EPERM (not reachable from this process's root),
-    EINVAL (*mnt_id* or *last_mnt_id* is no unique id, or *mnt_ns* no mount namespace).
-    :manpage:`listmount(2)`. Linux 6.8; *mnt_ns* 6.11.
+    EINVAL (*mnt_id* or *last_mnt_id* is no unique id, or *mnt_ns* no mount namespace). Raises
+    :exc:`ValueError` for an id that is negative or has more than 64 bits. :manpage:`listmount(2)`.
+    Linux 6.8; *mnt_ns* 6.11.
     """
+    check_ids(mnt_id, last_mnt_id)
     ns = _namespace("listmount", mnt_ns)
     flags = int(LISTMOUNT_REVERSE) if reverse else 0
     notes = id_notes(*(id_ for id_ in (mnt_id, last_mnt_id) if id_ not in (0, LSMT_ROOT)))
@@ -81,8 +83,10 @@ def statmount(
     *mnt_ns* is the descriptor of a mount namespace other than one's own.
 
     Raises :exc:`OSError`: ENOENT (no such mount; detached ones are not seen), EPERM (not reachable
-    from this process's root). :manpage:`statmount(2)`. Linux 6.8; *mnt_ns* 6.11.
+    from this process's root). Raises :exc:`ValueError` for an id that is negative or has more than
+    64 bits. :manpage:`statmount(2)`. Linux 6.8; *mnt_ns* 6.11.
     """
+    check_ids(mnt_id)
     found = StatmountBatches([mnt_id], mask, _namespace("statmount", mnt_ns)).next_batch()
     if not found:
         check(-errno.ENOENT, "statmount", notes=id_notes(mnt_id))
@@ -141,7 +145,7 @@ def open_mount_by_id(mount_id: int, flags: int = os.O_DIRECTORY) -> Fd:
 
     Raises :exc:`FileNotFoundError` if no such mount is visible from this process's root, and
     :exc:`OSError` with ESTALE if another mount covers it or its mount point changed meanwhile, and
-    what :func:`openat2` raises. The descriptor is close-on-exec. Linux 6.8.
+    what :func:`openat2` and :func:`statmount` raise. The descriptor is close-on-exec. Linux 6.8.
     """
     mnt_point = statmount(mount_id, STATMOUNT_MNT_POINT).mnt_point
     if mnt_point is None:

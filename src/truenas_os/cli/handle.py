@@ -74,7 +74,11 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
             handle = fhandle(handle_bytes=content)
         except ValueError as error:
             parser.error(f"{text!r} is no file handle: {error}")
-        with _open_mount(mount) as fd:
+        try:
+            fd = _open_mount(mount)
+        except ValueError:
+            parser.error(f"{mount} is no mount id")
+        with fd:
             path, mnt_id = _found(handle, fd, text)
         line = escaped(path, encoding_of(sys.stdout))
     if arguments.json:
