@@ -187,6 +187,13 @@ def test_the_path_need_not_exist_yet(mount_dir):
         assert columns(lines.next())[1] == f"{mount_dir}/m"
 
 
+def test_symlinks_in_the_path_are_followed(mount_dir):
+    (mount_dir / "link").symlink_to(mount_dir)
+    with watching(mount_dir / "link" / "m") as lines:
+        make(mount_dir)
+        assert columns(lines.next())[1] == f"{mount_dir}/m"
+
+
 def test_a_bind_mount_is_shown_with_its_root(mount_dir):
     (mount_dir / "a").mkdir()
     (mount_dir / "b").mkdir()

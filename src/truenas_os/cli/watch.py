@@ -50,7 +50,9 @@ def register(commands: "argparse._SubParsersAction[Any]") -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", metavar="PATH", nargs="?", help="it need not exist yet")
+    parser.add_argument(
+        "path", metavar="PATH", nargs="?", help="symlinks are followed; it need not exist yet"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--kind",
@@ -65,7 +67,7 @@ def register(commands: "argparse._SubParsersAction[Any]") -> None:
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.path == "":  # it would be the current directory
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "")
-    wanted = None if arguments.path is None else MountFilter(under=os.path.abspath(arguments.path))
+    wanted = None if arguments.path is None else MountFilter(under=os.path.realpath(arguments.path))
     show = _json if arguments.json else _line
     with blocking.watch_mounts(mount_filter=wanted) as batches:
         for batch in batches:
