@@ -20,6 +20,7 @@ from stuck import until
 
 import truenas_os
 from truenas_os import fuse
+from truenas_os.fuse import pathcalls
 from truenas_os.fuse.wire import InitFlag
 
 pytestmark = pytest.mark.anyio
@@ -1392,6 +1393,49 @@ async def test_what_is_hidden_does_not_outlive_the_session(point):
         await anyio.to_thread.run_sync(holding.process.stdout.readline)
         assert len(tree.items) == 2
     assert tree.items.keys() == {"/"}
+    await holding.end()
+
+
+async def test_a_session_ends_while_the_removal_of_what_is_hidden_hangs(point, kind, monkeypatch):
+    hang = threading.Event()
+
+    class Hanging(Tree):
+        destroyed = False
+
+        def noted(self, kind, name, callback):
+            noted = super().noted(kind, name, callback)
+
+            async def wait(path):
+                await anyio.sleep_forever()
+
+            def call(path):
+                hang.wait(60)
+
+            return noted if name != "unlink" else wait if kind == "async" else call
+
+        def destroy(self, private_data):
+            self.destroyed = True
+
+    monkeypatch.setattr(pathcalls, "_PATIENCE", 0.1)
+    tree = Hanging(kind, a=b"content", b=b"content")
+    try:
+        with anyio.fail_after(20):
+            async with fuse.mount(tree, point, unmount_timeout=0.1) as session:
+                holding = Client(
+                    session,
+                    """
+                    files = [open(top + "/a"), open(top + "/b")]
+                    for name in os.listdir(top):
+                        os.unlink(f"{top}/{name}")
+                    print("unlinked", flush=True)
+                    sys.stdin.read()
+                    """,
+                    stdin=-1,
+                )
+                await anyio.to_thread.run_sync(holding.process.stdout.readline)
+        assert tree.destroyed and len(tree.items) == 3
+    finally:
+        hang.set()
     await holding.end()
 
 

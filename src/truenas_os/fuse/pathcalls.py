@@ -26,6 +26,9 @@ _log = logging.getLogger("truenas_os.fuse")
 
 T = TypeVar("T")
 
+# Seconds within which, at its end, a session removes what it has hidden.
+_PATIENCE: Final = 5.0
+
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 80
 _shown.maxtuple = 14
@@ -102,9 +105,10 @@ class Calls:
             await self._ready.wait()
         context = _nobody(self._private_data)
         try:
-            for path in leftovers if "unlink" in self._callbacks else ():
-                with suppress(Exception):  # nobody is left to be told
-                    await self._call("unlink", (path,), context)
+            with anyio.move_on_after(_PATIENCE):
+                for path in leftovers if "unlink" in self._callbacks else ():
+                    with suppress(Exception):  # nobody is left to be told
+                        await self._call("unlink", (path,), context)
             if "destroy" in self._callbacks:
                 await self._call("destroy", (self._private_data,), context)
         finally:
