@@ -7,7 +7,8 @@ started again it goes on, and the catalogue has every file exactly once. The exi
 the catalogue is complete, and 143 or 130 when SIGTERM or Ctrl-C came first.
 
 Beside the catalogue is CATALOGUE.state. It has the walk's resume token, and how long the catalogue
-was at that point: what was written after it is cut off when the work goes on.
+was at that point: what was written after it is cut off when the work goes on. A catalogue that is
+shorter than that, or gone, is begun anew. A file that cannot be read has an "error" instead.
 """
 
 import argparse
@@ -44,9 +45,21 @@ class Catalogue:
         try:
             async with await truenas_os.safe_open(self.path + ".state") as file:
                 state = json.loads(await file.read())
-            return base64.b64decode(state["token"]), state["length"]
+            token, length = base64.b64decode(state["token"]), int(state["length"])
         except FileNotFoundError:
             return None, 0
+        except (LookupError, TypeError) as error:
+            raise ValueError("it has no token and length") from error
+        if await self.length() < length:
+            log.warning("%s is shorter than it was", self.path)
+            return None, 0
+        return token, length
+
+    async def length(self) -> int:
+        try:
+            return (await truenas_os.statx(truenas_os.AT_FDCWD, self.path)).stx_size
+        except FileNotFoundError:
+            return 0
 
     async def open(self, length: int, token: bytes) -> None:
         """Open it to go on from *token*, or to begin."""
@@ -83,11 +96,17 @@ def describe(items: list[truenas_os.IterInstance]) -> list[str]:
 
 def line_of(item: truenas_os.IterInstance) -> str:
     digest, size = hashlib.sha256(), 0
-    while chunk := os.pread(item.fd, CHUNK, size):
-        anyio.from_thread.check_cancelled()  # a large file does not delay the end
-        digest.update(chunk)
-        size += len(chunk)
-    return json.dumps({"path": item.path, "size": size, "sha256": digest.hexdigest()}) + "\n"
+    line: dict[str, object] = {"path": item.path}
+    try:
+        while chunk := os.pread(item.fd, CHUNK, size):
+            anyio.from_thread.check_cancelled()  # a large file does not delay the end
+            digest.update(chunk)
+            size += len(chunk)
+        line |= {"size": size, "sha256": digest.hexdigest()}
+    except OSError as error:
+        log.warning("cannot be read: %r: %s", item.path, error.strerror)
+        line["error"] = error.strerror
+    return json.dumps(line) + "\n"
 
 
 def skip(error: OSError) -> Literal["skip"]:
@@ -156,6 +175,9 @@ def main() -> int:
     except* OSError as group:
         for error in group.exceptions:
             log.error("%s", error)
+    except* ValueError as bad:  # no JSON, or a token of another filesystem
+        for each in bad.exceptions:
+            log.error("%s.state: %s", args.catalogue, each)
     return status
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """The programs in examples/, each from beginning to end."""
 
+import base64
 import contextlib
 import errno
 import json
@@ -23,6 +24,8 @@ from example_programs import EXAMPLES, started, succeeded
 from filesystems import needs_root
 from stuck import AMPLE, wait_until
 from witness import make
+
+from truenas_os import blocking
 
 PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
@@ -63,8 +66,12 @@ def sums(top):
     return Counter((path, digest.decode()) for digest, path in lines)
 
 
+def lines_of(catalogue):
+    return [json.loads(line) for line in catalogue.read_text().splitlines()]
+
+
 def catalogued(catalogue):
-    lines = [json.loads(line) for line in catalogue.read_text().splitlines()]
+    lines = lines_of(catalogue)
     for line in lines:
         assert line["size"] == os.stat(line["path"]).st_size
     return Counter((os.fsencode(line["path"]), line["sha256"]) for line in lines)
@@ -122,6 +129,62 @@ def test_the_scan_of_what_is_not_there_leaves_an_older_catalogue(tmp_path):
         process.communicate()
     assert (tmp_path / "catalogue").read_text() == "of another day"
     assert os.listdir(tmp_path) == ["catalogue"]
+
+
+def scanned(top, catalogue):
+    with started("scan_service", top, catalogue) as process:
+        told = process.communicate()[0]
+    assert "Traceback" not in told
+    return process.returncode, told
+
+
+def state_after_one(top, length):
+    """What the service notes at the first item, with a catalogue of that length."""
+    with blocking.walk(top, file_open_flags=None) as items:
+        next(items)
+        token = base64.b64encode(items.resume_token()).decode()
+    return json.dumps({"token": token, "length": length})
+
+
+@pytest.mark.parametrize("left", [None, "", "less than there was"])
+def test_a_catalogue_that_is_shorter_than_it_was_is_begun_anew(tree, tmp_path, left):
+    catalogue = tmp_path / "catalogue"
+    if left is not None:
+        catalogue.write_text(left)
+    (tmp_path / "catalogue.state").write_text(state_after_one(tree, 100))
+    status, told = scanned(tree, catalogue)
+    assert (status, "shorter than it was" in told) == (0, True), told
+    assert catalogued(catalogue) == sums(tree)
+
+
+def test_the_scan_goes_on_after_a_file_that_cannot_be_read(tmp_path):
+    top = Path("/sys/devices/virtual/net/lo")
+    expected = {}
+    for path in (path for path in top.rglob("*") if path.is_file() and not path.is_symlink()):
+        with contextlib.suppress(PermissionError), path.open("rb", buffering=0) as file:
+            expected[str(path)] = None
+            try:
+                file.read()
+            except OSError as error:
+                expected[str(path)] = error.strerror
+    assert any(expected.values())
+    status, told = scanned(top, tmp_path / "catalogue")
+    assert status == 0, told
+    lines = lines_of(tmp_path / "catalogue")
+    assert {line["path"]: line.get("error") for line in lines} == expected
+    assert all(f"cannot be read: '{path}'" in told for path, error in expected.items() if error)
+
+
+@pytest.mark.parametrize("state", ["garbage", "{}", "[]", '{"token": "", "length": 0}', "foreign"])
+def test_a_state_that_cannot_be_used_is_a_line_and_status_1(tree, tmp_path, state):
+    catalogue = tmp_path / "catalogue"
+    catalogue.write_text("of another day")
+    state = state_after_one(tmp_path, 1) if state == "foreign" else state
+    (tmp_path / "catalogue.state").write_text(state)
+    status, told = scanned(tree, catalogue)
+    assert status == 1
+    assert f"{catalogue}.state: " in told.splitlines()[-1]
+    assert catalogue.read_text() == "of another day"
 
 
 # mount_dashboard.py
