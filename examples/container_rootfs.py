@@ -13,20 +13,21 @@ What it is made of:
   what is mounted below SOURCE meanwhile comes up in the container (not idmapped), and nothing that
   is mounted there ever comes out.
 
-Everything is unmounted at the end, however it ends; the exit status is the command's. This is about
-mounts: what else keeps a container in (pivot_root, other namespaces, seccomp) is not here.
+Everything is unmounted at the end, unless this program is killed: SIGTERM and Ctrl-C terminate the
+command, which is waited for. The exit status is the command's, 128 and the signal's number if one
+has ended it. This is about mounts: what else keeps a container in (pivot_root, other namespaces,
+seccomp) is not here.
 """
 
 import argparse
 import contextlib
 import os
-import subprocess
+import signal
 import sys
 import tempfile
 from typing import NamedTuple
 
 import anyio
-import anyio.to_thread
 
 import truenas_os
 from truenas_os import (
@@ -106,27 +107,54 @@ class Container:
             return await truenas_os.openat2(fd, path, flags, resolve=RESOLVE_IN_ROOT)
 
     async def run(self) -> int:
-        async with self.mounts:
+        async with await truenas_os.idmap_userns(self.ids, self.ids) as userns, self.mounts:
             scratch = tempfile.mkdtemp()
             self.mounts.callback(os.rmdir, scratch)
             # The container's root gets through, and nobody else.
             os.chown(scratch, self.args.first_id, self.args.first_id)
-            root = await self.assemble(scratch)
-            async with await truenas_os.idmap_userns(self.ids, self.ids) as userns:
-                return await anyio.to_thread.run_sync(self.command, root, userns)
+            return await self.command(await self.assemble(scratch), userns)
 
-    def command(self, root: str, userns: int) -> int:
+    async def command(self, root: str, userns: int) -> int:
         namespace = ["nsenter", f"--user=/proc/self/fd/{userns}", "--setuid=0", "--setgid=0"]
         # Its mount namespace belongs to that user namespace: what it mounts stays in there.
         inside = ["unshare", "--mount", "--propagation=slave", "chroot", root]
         command = [*namespace, *inside, *self.args.command]
-        return subprocess.run(command, pass_fds=[userns], check=False).returncode
+        process = await anyio.open_process(
+            command, stdin=None, stdout=None, stderr=None, pass_fds=[userns]
+        )
+        try:
+            status = await process.wait()
+        except anyio.get_cancelled_exc_class():
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            with anyio.CancelScope(shield=True):
+                await process.wait()
+            raise
+        return status if status >= 0 else 128 - status
 
 
 async def detach(target: str) -> None:
     """Unmount what is there, with all that has come up below it meanwhile."""
     with anyio.CancelScope(shield=True):
         await truenas_os.umount(target, lazy=True)
+
+
+async def run(container: Container) -> int:
+    """Run it until the command ends or a signal comes; the exit status."""
+    status = 0
+
+    async def stop_on_signal() -> None:
+        nonlocal status
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                status = 128 + number
+                tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stop_on_signal)
+        status = await container.run()
+        tasks.cancel_scope.cancel()
+    return status
 
 
 def main() -> int:
@@ -141,15 +169,15 @@ def main() -> int:
     parser.add_argument("--first-id", type=int, default=100000, help="default: %(default)s")
     parser.add_argument("--ids", type=int, default=65536, help="how many; default: %(default)s")
     parser.add_argument("command", nargs="+")
+    container = Container(parser.parse_args())
+    status = 1
     try:
-        return anyio.run(Container(parser.parse_args()).run)
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        print(
-            f"{parser.prog}: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr
-        )
-        return 1
+        status = anyio.run(run, container)
+    except* (OSError, ValueError) as group:
+        for error in group.exceptions:
+            notes = getattr(error, "__notes__", ())
+            print(f"{parser.prog}: {error}", *notes, sep="\n", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

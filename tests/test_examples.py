@@ -281,7 +281,7 @@ def contained(image, *command, **options):
 
 
 def mounts():
-    return Path("/proc/self/mountinfo").read_text()
+    return Path("/proc/self/mountinfo").read_text().splitlines()
 
 
 @needs_root
@@ -314,7 +314,8 @@ def test_mounts_reach_the_volume_from_outside_and_never_come_out(image):
     """
     with contained(image, "sh", "-c", script) as process:
         assert process.stdout.readline() == "ready\n"
-        lines = [line for line in mounts().splitlines() if line.split()[4].endswith("/volume")]
+        new = [line for line in mounts() if line not in before]
+        lines = [line for line in new if line.split()[4].endswith("/root/volume")]
         assert [" master:" in line and " shared:" not in line for line in lines] == [True]
         root = lines[0].split()[4].removesuffix("/volume")
         # From outside, without its user namespace, all is shifted.
@@ -357,14 +358,41 @@ def test_what_cannot_be_assembled_leaves_nothing_mounted(image):
 
 
 @needs_root
-def test_the_container_is_taken_down_when_it_is_interrupted(image):
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [
+        (os.killpg, signal.SIGINT),  # as a terminal sends it, to the command as well
+        (os.kill, signal.SIGINT),
+        (os.kill, signal.SIGTERM),
+    ],
+)
+def test_the_container_is_taken_down_when_it_is_stopped(image, send, number):
     before = mounts()
     command = ("sh", "-c", "echo ready; exec sleep 60")
     with contained(image, *command, start_new_session=True) as process:
         assert process.stdout.readline() == "ready\n"
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to the command as well
+        send(process.pid, number)
         assert process.communicate()[0] == ""
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
+    assert mounts() == before
+
+
+@needs_root
+def test_a_command_that_a_signal_ends_gives_128_and_its_number(image):
+    with contained(image, "sh", "-c", "kill -KILL $$") as process:
+        assert process.communicate()[0] == ""
+    assert process.returncode == 137
+
+
+@needs_root
+@pytest.mark.parametrize("wrong", [("--first-id", "-1"), ("--ids", "0"), ("--ids", str(1 << 40))])
+def test_ids_that_are_none_are_a_line_and_status_1(image, wrong):
+    before = mounts()
+    layer = ("--layer", image / "image", "--state", image / "state")
+    with started("container_rootfs", *layer, *wrong, "sh") as process:
+        told = process.communicate()[0]
+    assert process.returncode == 1
+    assert "is not a range of ids" in told and len(told.splitlines()) == 1
     assert mounts() == before
 
 
@@ -374,7 +402,8 @@ def test_what_is_in_use_at_the_end_is_detached_and_stays_on_the_disk(image):
     script = "echo kept > /new; echo ready; cat"
     with contained(image, "sh", "-c", script, stdin=subprocess.PIPE) as process:
         assert process.stdout.readline() == "ready\n"
-        (root,) = re.findall(r" (/\S+/root) ", mounts())
+        new = [line.split()[4] for line in mounts() if line not in before]
+        (root,) = [point for point in new if point.endswith("/root")]
         # As somebody has it who looks around in there.
         with open(f"{root}/new"):
             told = process.communicate()[0]
