@@ -1357,6 +1357,59 @@ async def test_with_hard_remove_it_has_no_path_any_more(point, has_fgetattr):
 
 
 @on_one_loop
+@pytest.mark.parametrize("can_rename", [True, False])
+async def test_what_has_no_path_any_more_has_the_size_of_what_was_written(point, can_rename):
+    class Held(Tree):
+        """Its handles are what they lead to, and nothing that it says is kept."""
+
+        hard_remove = True
+
+        def getattr(self, path):
+            item = self.item(path)
+            attr = fuse.EntryAttributes(entry_timeout=0, attr_timeout=0, st_mode=item.mode)
+            attr.st_size = len(item.content)
+            return attr
+
+        def open(self, path, flags):
+            return 0, self.item(path)
+
+        def read(self, path, size, offset, fh):
+            return bytes(fh.content[offset : offset + size])
+
+        def write(self, path, data, offset, fh):
+            fh.content[offset : offset + len(data)] = data
+            return len(data)
+
+        def ftruncate(self, path, size, fh):
+            fh.content[size:] = bytes(max(0, size - len(fh.content)))
+            return 0
+
+    tree = Held(a=b"")
+    if not can_rename:
+        tree.rename = fuse.PathOperations.rename.__get__(tree)
+    async with fuse.mount(tree, point) as session:
+        out = await client(
+            session,
+            """
+            file = open(top + "/a", "r+b", 0)
+            def show():
+                print(os.fstat(file.fileno()).st_size, os.pread(file.fileno(), 100, 0))
+            file.write(b"one")
+            os.unlink(top + "/a")
+            show()
+            file.write(b"two")
+            os.pwrite(file.fileno(), b"O", 0)
+            show()
+            file.truncate(4)
+            show()
+            file.truncate(5)
+            show()
+            """,
+        )
+    assert out.splitlines() == ["3 b'one'", "6 b'Onetwo'", "4 b'Onet'", "5 b'Onet\\x00'"]
+
+
+@on_one_loop
 async def test_a_hidden_file_does_not_keep_its_directory(point):
     tree = Tree(a=b"")
     tree.add("/d", stat.S_IFDIR | 0o755)

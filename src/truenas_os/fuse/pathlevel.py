@@ -158,7 +158,11 @@ class PathLevel(PathNames):
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         form = partial(pathforms.count, size=len(buf))
-        return await self._of_file("write", fh, buf, off, form=form)
+        written = await self._of_file("write", fh, buf, off, form=form)
+        status = self._file(fh).node.status
+        if status is not None:
+            status.st_size = max(status.st_size, off + written)
+        return written
 
     async def flush(self, fh: FileHandleT) -> None:
         try:

@@ -172,7 +172,7 @@ class PathNames(Operations):
             found = await self._call("fgetattr", "", file.handle, form=pathforms.attributes)
             return self._attributes(node, found[1])
         # It was removed, and its path would lead to something else.
-        if not isinstance(node.status, EntryAttributes):
+        if node.status is None:
             raise FUSEError(errno.ESTALE)
         return replace(node.status, st_nlink=0)
 
@@ -216,6 +216,8 @@ class PathNames(Operations):
                 await self._call("ftruncate", path, size, file.handle, form=pathforms.done)
         else:
             await self._at("truncate", node, size)
+        if node.status is not None:
+            node.status.st_size = size
 
     async def _set_times(self, node: Node, attr: EntryAttributes, fields: SetattrFields) -> None:
         now = time.time_ns()

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Hashable
 from typing import Final
 
+from .datatypes import EntryAttributes
 from .pathforms import Entry
 from .wire import FUSE_ROOT_ID
 
@@ -57,8 +58,8 @@ class Node:
         self.hidden: tuple[Node, str] | None = None
         # Who holds POSIX locks.
         self.lock_owners: set[int] = set()
-        # What the filesystem has last said about it.
-        self.status: object = None
+        # What the filesystem has last said about it, with the size that it has had since then.
+        self.status: EntryAttributes | None = None
         # How many callbacks use paths through it, and whether one is changing them.
         self.users: int = 0
         self.is_moving: bool = False
