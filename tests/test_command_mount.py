@@ -246,8 +246,29 @@ def test_a_symlink_as_target_is_not_followed(target, arguments):
     link = target.with_name("link")
     link.symlink_to(target)
     line = failed(*arguments, link)
-    assert line.startswith(f"truenas-os: {link}: Invalid argument")
+    assert line.startswith(f"truenas-os: {link}: Invalid argument (")
+    assert "symlink" in line
     assert len(at(target)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("mount", "-t", "tmpfs", "FILE"), "no directory"),
+        (("bind", "DIRECTORY", "FILE"), "not of the kind of SOURCE"),
+        (("bind", "FILE", "DIRECTORY"), "not of the kind of SOURCE"),
+        (("umount", "FILE"), "no mount point"),
+        (("umount", "-l", "DIRECTORY"), "no mount point"),
+    ],
+    ids=lambda value: shlex.join(value) if isinstance(value, tuple) else "_",
+)
+def test_a_target_that_does_not_fit_is_explained(target, arguments, what):
+    (target / "file").touch()
+    paths = {"FILE": target / "file", "DIRECTORY": target}
+    given = [paths.get(word, word) for word in arguments]
+    line = failed(*given)
+    assert line.startswith(f"truenas-os: {given[-1]}: Invalid argument (")
+    assert line.endswith(f"TARGET is {what})\n")
 
 
 @pytest.mark.parametrize(
@@ -400,7 +421,8 @@ def test_umount_takes_a_relative_path(target):
 
 
 def test_umount_of_no_mount_point_is_one_line(target):
-    assert failed("umount", target) == f"truenas-os: {target}: Invalid argument\n"
+    line = f"truenas-os: {target}: Invalid argument (TARGET is no mount point)\n"
+    assert failed("umount", target) == line
 
 
 def test_a_mount_in_use_is_one_line_and_stays(target):

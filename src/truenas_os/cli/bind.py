@@ -2,13 +2,16 @@
 """``bind``: a part of the file tree, in another place too."""
 
 import argparse
+import os
 import re
+import stat
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import blocking
-from ..blocking import IdmapMapping, MountAttr
+from ..blocking import IdmapMapping, MountAttr, StatxResult
+from .targets import explained
 
 _DESCRIPTION = """\
 Bind SOURCE, a directory or a file, to TARGET, which must exist and be of the
@@ -65,7 +68,11 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
         )
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    with mounting:
+
+    def is_of_the_same_kind(found: StatxResult) -> bool:
+        return stat.S_ISDIR(found.stx_mode) == os.path.isdir(arguments.source)
+
+    with explained(arguments.target, is_of_the_same_kind, "not of the kind of SOURCE"), mounting:
         pass
 
 

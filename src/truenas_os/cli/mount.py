@@ -3,12 +3,14 @@
 
 import argparse
 import re
+import stat
 from functools import partial
 from typing import Any, Final
 
 from .. import blocking
 from ..blocking import MountAttr
 from ..blocking.mounting import ATTRIBUTES
+from .targets import explained
 
 _DESCRIPTION = """\
 Mount a filesystem at TARGET, on top of what is mounted there. A symlink as
@@ -79,7 +81,10 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
         )
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    with mounting:
+    with (
+        explained(arguments.target, lambda found: stat.S_ISDIR(found.stx_mode), "no directory"),
+        mounting,
+    ):
         pass
 
 

@@ -2,9 +2,12 @@
 """``umount``: what is mounted, no more."""
 
 import argparse
+from contextlib import nullcontext
 from typing import Any
 
 from .. import blocking
+from ..blocking import StatxAttr, StatxResult
+from .targets import explained
 
 _DESCRIPTION = """\
 Unmount what is on top at TARGET. A symlink as TARGET is not followed.
@@ -41,4 +44,11 @@ def register(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    blocking.umount(arguments.target, recursive=arguments.recursive, lazy=arguments.lazy)
+    by_id = arguments.recursive and not arguments.lazy  # which explains itself
+    explaining = explained(arguments.target, _is_mount_point, "no mount point")
+    with nullcontext() if by_id else explaining:
+        blocking.umount(arguments.target, recursive=arguments.recursive, lazy=arguments.lazy)
+
+
+def _is_mount_point(found: StatxResult) -> bool:
+    return bool(found.stx_attributes & StatxAttr.MOUNT_ROOT)
