@@ -1356,19 +1356,23 @@ async def test_with_hard_remove_it_has_no_path_any_more(point, has_fgetattr):
     assert all(call[1] for call in tree.calls("getattr", "link", "chmod"))
 
 
+class Unkept(Tree):
+    """Nothing that it says is kept."""
+
+    def getattr(self, path):
+        item = self.item(path)
+        attr = fuse.EntryAttributes(entry_timeout=0, attr_timeout=0, st_mode=item.mode)
+        attr.st_size = len(item.content)
+        return attr
+
+
 @on_one_loop
 @pytest.mark.parametrize("can_rename", [True, False])
 async def test_what_has_no_path_any_more_has_the_size_of_what_was_written(point, can_rename):
-    class Held(Tree):
-        """Its handles are what they lead to, and nothing that it says is kept."""
+    class Held(Unkept):
+        """Its handles are what they lead to."""
 
         hard_remove = True
-
-        def getattr(self, path):
-            item = self.item(path)
-            attr = fuse.EntryAttributes(entry_timeout=0, attr_timeout=0, st_mode=item.mode)
-            attr.st_size = len(item.content)
-            return attr
 
         def open(self, path, flags):
             return 0, self.item(path)
@@ -1538,6 +1542,71 @@ async def test_hard_links_share_an_inode_if_they_have_a_number(point):
     assert tree.calls("rename") == []
     async with fuse.mount(Unnumbered(a=b"content"), point) as session:
         assert await client(session, program) == "False\nb'content' ['b']"
+
+
+def say(client):
+    client.process.stdin.write("\n")
+    client.process.stdin.flush()
+
+
+async def test_what_is_made_while_it_is_not_found_keeps_its_path(point):
+    class Slow(Unkept):
+        threaded = True
+
+        def __init__(self, **files):
+            super().__init__(**files)
+            self.unlinking, self.unlink_now = anyio.Event(), anyio.Event()
+            self.missed, self.say_so = anyio.Event(), anyio.Event()
+
+        async def getattr(self, path):
+            try:
+                return super().getattr(path)
+            except fuse.FUSEError:
+                if not self.missed.is_set():
+                    self.missed.set()
+                    await self.say_so.wait()
+                raise
+
+        async def unlink(self, path):
+            self.unlinking.set()
+            await self.unlink_now.wait()
+            return super().unlink(path)
+
+        def create(self, path, mode, flags):
+            self.add(path, mode)
+
+        def release(self, path, flags, fh):
+            return 0
+
+    tree = Slow(a=b"content")
+    async with fuse.mount(tree, point) as session:
+        making = Client(
+            session,
+            """
+            os.unlink(top + "/a")
+            sys.stdin.readline()
+            with open(top + "/a", "wb", 0) as file:
+                print("made", flush=True)
+                sys.stdin.readline()
+                file.write(b"new")
+            """,
+            stdin=-1,
+        )
+        await tree.unlinking.wait()
+        lookups = session.stats.requests["LOOKUP"]
+        looking = Client(session, "print(os.path.exists(top + '/a'))")
+        await until(lambda: session.stats.requests["LOOKUP"] > lookups, "the lookup")
+        tree.unlink_now.set()
+        await tree.missed.wait()
+        say(making)
+        assert await anyio.to_thread.run_sync(making.process.stdout.readline) == "made\n"
+        tree.say_so.set()
+        await looking.end()
+        say(making)
+        await making.end()
+        await until(lambda: tree.calls("release"), "the release")
+    assert [call[1] for call in tree.calls("write", "release")] == ["/a", "/a"]
+    assert tree.items["/a"].content == b"new"
 
 
 @on_one_loop

@@ -125,10 +125,12 @@ class PathNames(Operations):
         self, parent: Node, name: str, path: str, handle: object = None, is_open: bool = False
     ) -> tuple[Node, EntryAttributes]:
         """The attributes of an entry, and its node, known once more."""
+        before = parent.entries.get(name)
         try:
             found = await self._ask_attributes(path, handle, is_open)
         except (FUSEError, OSError) as error:
-            if error.errno == errno.ENOENT:
+            # It may have been made while it was looked for.
+            if error.errno == errno.ENOENT and parent.entries.get(name) is before:
                 self._nodes.remove(parent, name)
             raise
         return self._known(parent, name, found)
