@@ -1544,6 +1544,30 @@ async def test_hard_links_share_an_inode_if_they_have_a_number(point):
         assert await client(session, program) == "False\nb'content' ['b']"
 
 
+@on_one_loop
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_name_that_has_gone_by_itself_is_no_link_to_what_is_removed(point, replaced):
+    tree = Tree(a=b"content")
+    async with fuse.mount(tree, point) as session:
+        await client(session, "os.stat(top + '/a')")
+        tree.items["/b"] = tree.items.pop("/a")
+        if replaced:
+            tree.add("/a", REGULAR, b"other")
+        out = await client(
+            session,
+            """
+            file = open(top + "/b", "rb", 0)
+            os.unlink(top + "/b")
+            print(file.read())
+            """,
+        )
+        await until(lambda: tree.calls("unlink"), "the removal")
+    assert out == "b'content'"
+    ((_, hidden),) = tree.calls("unlink")
+    assert tree.calls("rename") == [("rename", "/b", hidden)]
+    assert tree.items.keys() == {"/", *(["/a"] if replaced else [])}
+
+
 def say(client):
     client.process.stdin.write("\n")
     client.process.stdin.flush()

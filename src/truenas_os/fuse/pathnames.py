@@ -138,12 +138,8 @@ class PathNames(Operations):
     def _known(
         self, parent: Node, name: str, found: tuple[int, EntryAttributes]
     ) -> tuple[Node, EntryAttributes]:
-        device, attr = found
-        kind = stat.S_IFMT(attr.st_mode)
-        key: Hashable = None
-        if attr.st_ino and kind != stat.S_IFDIR:
-            key = (device, attr.st_ino)
-        node = self._nodes.look_up(parent, name, kind, key, attr.st_ino)
+        attr = found[1]
+        node = self._nodes.look_up(parent, name, *_identity(*found), attr.st_ino)
         return node, self._attributes(node, attr)
 
     async def _ask_attributes(
@@ -371,9 +367,9 @@ class PathNames(Operations):
     async def _hide(self, parent: Node, name: str) -> bool:
         """Rename what is open, so that it goes on; False if there is no need."""
         node = parent.entries.get(name)
-        if not self._hides or node is None or not node.files or len(node.names) > 1:
+        if not self._hides or node is None or not node.files or node.kind == stat.S_IFDIR:
             return False
-        if node.kind == stat.S_IFDIR:
+        if await self._has_other_name(node, (parent, name)):
             return False
         for _ in range(_TRIES):
             hidden = parent, f"{HIDDEN}{node.number:016x}{next(self._hidden_numbers):08x}"
@@ -382,6 +378,17 @@ class PathNames(Operations):
                 node.hidden = hidden
                 return True
         raise FUSEError(errno.EBUSY)
+
+    async def _has_other_name(self, node: Node, entry: Entry) -> bool:
+        """Whether another name leads to a node; those that do not are forgotten."""
+        for other in [each for each in node.names if each != entry]:
+            with suppress(FUSEError, OSError):
+                path = self._path_in(*other)
+                found = await self._call("getattr", path, form=pathforms.attributes)
+                if _identity(*found) == (node.kind, node.key):
+                    return True
+            self._nodes.remove(*other)
+        return False
 
     async def _clear_out(self, parent: Node, name: str) -> None:
         """Before a directory goes, have what is hidden in it go to its parent."""
@@ -402,6 +409,12 @@ class PathNames(Operations):
                 # It may have been moved meanwhile, or opened through /proc.
                 if node.hidden == hidden and node.files.keys() <= {last}:
                     await self._unlink(*hidden)
+
+
+def _identity(device: int, attr: EntryAttributes) -> tuple[int, Hashable]:
+    """The type of a file, and what it has in common with its other names; None if nothing."""
+    kind = stat.S_IFMT(attr.st_mode)
+    return kind, (device, attr.st_ino) if attr.st_ino and kind != stat.S_IFDIR else None
 
 
 def _existing(path: str | None) -> str:
