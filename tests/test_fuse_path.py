@@ -1453,6 +1453,44 @@ async def test_what_is_hidden_does_not_outlive_the_session(point):
     await holding.end()
 
 
+@on_one_loop
+@pytest.mark.parametrize("has_create", [False, True])
+async def test_nothing_takes_the_place_of_what_is_hidden(point, has_create):
+    class Creating(Tree):
+        def create(self, path, mode, flags):
+            self.add(path, mode)
+
+    tree = (Creating if has_create else Tree)(a=b"content", b=b"other")
+    async with fuse.mount(tree, point) as session:
+        holding = Client(
+            session,
+            """
+            file = open(top + "/a", "rb", 0)
+            os.unlink(top + "/a")
+            print("unlinked", flush=True)
+            sys.stdin.readline()
+            print(file.read())
+            """,
+            stdin=-1,
+        )
+        await anyio.to_thread.run_sync(holding.process.stdout.readline)
+        (hidden,) = (path for path in tree.items if "hidden" in path)
+        for expression in (
+            "open(hidden, 'wb')",
+            "os.mknod(hidden)",
+            "os.mkdir(hidden)",
+            "os.symlink('b', hidden)",
+            "os.link('b', hidden)",
+            "os.rename('b', hidden)",
+        ):
+            prepared = f"os.chdir(top); hidden = {hidden[1:]!r}; {expression}"
+            assert await error_of(session, prepared) == "EEXIST", expression
+        say(holding)
+        assert await holding.end() == ("b'content'\n", "")
+        await until(lambda: tree.items.keys() == {"/", "/b"}, "the removal")
+    assert not tree.calls("create", "mknod", "mkdir", "symlink", "link")
+
+
 async def test_a_session_ends_while_the_removal_of_what_is_hidden_hangs(point, kind, monkeypatch):
     hang = threading.Event()
 

@@ -138,7 +138,7 @@ class PathLevel(PathNames):
     ) -> tuple[FileInfo, EntryAttributes]:
         parent, entry = self._node(parent_inode), os.fsdecode(name)
         async with self._keeping(lambda: self._nodes.chain(parent)):
-            path = self._path_in(parent, entry)
+            path = self._new_path(parent, entry)
             form, late = pathforms.handle, self._closing("release", path, flags)
             args = path, mode, flags
             handle = await self._call("create", *args, form=form, umask=ctx.umask, late=late)

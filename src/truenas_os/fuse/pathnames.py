@@ -252,7 +252,7 @@ class PathNames(Operations):
     ) -> EntryAttributes:
         parent, entry = self._node(parent_inode), os.fsdecode(name)
         async with self._keeping(lambda: self._nodes.chain(parent)):
-            path = self._path_in(parent, entry)
+            path = self._new_path(parent, entry)
             # Where a symlink leads comes first.
             args = (*args, path) if callback == "symlink" else (path, *args)
             await self._call(callback, *args, form=pathforms.done, umask=umask)
@@ -290,7 +290,7 @@ class PathNames(Operations):
         async with self._keeping(lambda: self._nodes.chain(node) + self._nodes.chain(parent)):
             if node.hidden is not None and len(node.names) == 1:
                 raise FUSEError(errno.ENOENT)
-            path = self._path_in(parent, entry)
+            path = self._new_path(parent, entry)
             await self._call("link", self._path(node), path, form=pathforms.done)
             return (await self._entry(parent, entry, path))[1]
 
@@ -329,7 +329,8 @@ class PathNames(Operations):
         if flags & ~RENAME_NOREPLACE:
             raise FUSEError(errno.EINVAL)
         async with self._changing(old, new):
-            if flags and await self._exists(self._path_in(*new)):
+            path = self._new_path(*new)
+            if flags and await self._exists(path):
                 raise FUSEError(errno.EEXIST)
             await self._clear_out(*new)
             replaced = new[0].entries.get(new[1])
@@ -363,6 +364,12 @@ class PathNames(Operations):
     def _is_hidden(self, parent: Node, name: str) -> bool:
         node = parent.entries.get(name)
         return node is not None and node.hidden == (parent, name)
+
+    def _new_path(self, parent: Node, name: str) -> str:
+        """The path of what is about to be made, which must not replace what is hidden."""
+        if self._is_hidden(parent, name):
+            raise FUSEError(errno.EEXIST)
+        return self._path_in(parent, name)
 
     async def _hide(self, parent: Node, name: str) -> bool:
         """Rename what is open, so that it goes on; False if there is no need."""
