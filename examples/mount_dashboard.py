@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """Show the mounts on a terminal, live: what is there, and what has just happened.
 
-Usage: mount_dashboard.py [PATH], for the mounts at PATH or below. Ctrl-C ends it. It needs rich.
+Usage: mount_dashboard.py [PATH], for the mounts at PATH or below. Ctrl-C or SIGTERM ends it. Where
+there are more mounts than the terminal has lines, the last ones are not shown. It needs rich.
 """
 
 import argparse
-import contextlib
 import os
+import signal
 import time
 from collections import deque
 
@@ -48,7 +49,8 @@ class Dashboard:
             self.mounts.pop(event.mnt_id, None)
 
     def __rich__(self) -> Group:
-        return Group(self.table(), Panel(self.history(), title="events", title_align="left"))
+        # The table last: what does not fit is cut off at the bottom.
+        return Group(Panel(self.history(), title="events", title_align="left"), self.table())
 
     def table(self) -> Table:
         table = Table(title=f"{len(self.mounts)} mounts", expand=True)
@@ -75,6 +77,14 @@ def printable(text: str | None) -> Text:
     return Text("".join(char if char.isprintable() else "?" for char in text or ""))
 
 
+async def run(under: str | None, console: Console) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch, under, console)
+            await anext(signals)
+            tasks.cancel_scope.cancel()
+
+
 async def watch(under: str | None, console: Console) -> None:
     wanted = MountFilter(under=under)
     async with truenas_os.watch_mounts(mount_filter=wanted) as changes:
@@ -91,8 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Show the mounts on a terminal, live.")
     parser.add_argument("path", nargs="?", help="only the mounts here or below")
     path = parser.parse_args().path
-    with contextlib.suppress(KeyboardInterrupt):
-        anyio.run(watch, None if path is None else os.path.abspath(path), Console())
+    anyio.run(run, None if path is None else os.path.realpath(path), Console())
 
 
 if __name__ == "__main__":

@@ -191,10 +191,10 @@ def test_a_state_that_cannot_be_used_is_a_line_and_status_1(tree, tmp_path, stat
 
 
 @contextlib.contextmanager
-def on_terminal(name, *arguments):
+def on_terminal(name, *arguments, lines=40):
     """A program that has a terminal, and a function that waits for what it shows."""
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (40, 250))
+    termios.tcsetwinsize(theirs, (lines, 250))
     with started(name, *arguments, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         written = ""
@@ -208,7 +208,9 @@ def on_terminal(name, *arguments):
                 except OSError as error:
                     assert error.errno == errno.EIO
                     pytest.fail(f"it has ended: {written}")
-                written += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", read.decode(errors="replace"))
+                shown = read.decode(errors="replace")
+                # Colours and moves are left out, the cursor's coming back is not.
+                written += re.sub(r"\x1b\[(?!\?25h)[0-9;?]*[a-zA-Z]", "", shown)
             written = written[found.end() :]
 
         try:
@@ -220,18 +222,41 @@ def on_terminal(name, *arguments):
 
 def test_the_dashboard_shows_mounts_that_come_and_go(mount_dir):
     make(mount_dir, "before")
-    with on_terminal("mount_dashboard", mount_dir) as (process, wait_for):
+    with on_terminal("mount_dashboard", mount_dir) as (_, wait_for):
         wait_for(r"2 mounts")
         wait_for(f"{mount_dir}/before")
         make(mount_dir, "new", source="[red]source\x1b[31m")
+        wait_for(rf"attached +{mount_dir}/new")
         wait_for(r"3 mounts")
         wait_for(rf"{mount_dir}/new +│ \[red\]source\?\[31m")
-        wait_for(rf"attached +{mount_dir}/new")
         kernel.umount(mount_dir / "new")
-        wait_for(r"2 mounts")
         wait_for(rf"detached +{mount_dir}/new")
-        process.send_signal(signal.SIGINT)
+        wait_for(r"2 mounts")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_dashboard_ends_with_the_cursor_shown(mount_dir, number):
+    with on_terminal("mount_dashboard", mount_dir) as (process, wait_for):
+        wait_for(r"1 mounts")
+        process.send_signal(number)
+        wait_for(r"\x1b\[\?25h")
         assert process.wait(AMPLE) == 0
+
+
+def test_the_dashboard_shows_what_happens_where_mounts_fill_the_terminal(mount_dir):
+    for number in range(30):
+        make(mount_dir, f"{number}")
+    with on_terminal("mount_dashboard", mount_dir, lines=24) as (_, wait_for):
+        wait_for(r"31 mounts")
+        make(mount_dir, "new")
+        wait_for(rf"attached +{mount_dir}/new")
+
+
+def test_the_dashboard_of_a_symlink_is_that_of_what_it_leads_to(mount_dir, tmp_path):
+    (tmp_path / "link").symlink_to(mount_dir)
+    with on_terminal("mount_dashboard", tmp_path / "link") as (_, wait_for):
+        wait_for(r"1 mounts")
+        wait_for(f"{mount_dir}")
 
 
 def test_the_dashboard_of_a_path_does_not_keep_what_is_moved_away(mount_dir):
@@ -241,8 +266,8 @@ def test_the_dashboard_of_a_path_does_not_keep_what_is_moved_away(mount_dir):
     with on_terminal("mount_dashboard", mount_dir / "shown") as (_, wait_for):
         wait_for(r"2 mounts")
         kernel.mount(mount_dir / "shown" / "moving", mount_dir / "away", None, kernel.MS_MOVE)
-        wait_for(r"1 mounts")
         wait_for(rf"moved +{mount_dir}/away")
+        wait_for(r"1 mounts")
 
 
 # container_rootfs.py
