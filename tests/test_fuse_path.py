@@ -47,6 +47,11 @@ def kind(request):
 on_one_loop = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
 
+def say(client):
+    client.process.stdin.write("\n")
+    client.process.stdin.flush()
+
+
 # Names and attributes.
 
 
@@ -1434,6 +1439,33 @@ async def test_a_hidden_file_does_not_keep_its_directory(point):
 
 
 @on_one_loop
+async def test_what_is_hidden_takes_no_place_where_its_directory_was(point):
+    tree = Tree()
+    tree.add("/d", stat.S_IFDIR | 0o755)
+    tree.add("/d/x", REGULAR, b"content")
+    async with fuse.mount(tree, point) as session:
+        holding = Client(
+            session,
+            """
+            file = open(top + "/d/x", "rb", 0)
+            os.unlink(top + "/d/x")
+            print("unlinked", flush=True)
+            sys.stdin.readline()
+            os.rmdir(top + "/d")
+            print(file.read())
+            """,
+            stdin=-1,
+        )
+        await anyio.to_thread.run_sync(holding.process.stdout.readline)
+        (hidden,) = (path for path in tree.items if "hidden" in path)
+        left = hidden.removeprefix("/d")
+        tree.add(left, REGULAR, b"left by another session")
+        say(holding)
+        assert await holding.end() == ("b'content'\n", "")
+        await until(lambda: tree.items.keys() == {"/", left}, "the removal")
+
+
+@on_one_loop
 async def test_what_is_hidden_does_not_outlive_the_session(point):
     tree = Tree(a=b"content")
     async with fuse.mount(tree, point, unmount_timeout=0.1) as session:
@@ -1604,11 +1636,6 @@ async def test_a_name_that_has_gone_by_itself_is_no_link_to_what_is_removed(poin
     ((_, hidden),) = tree.calls("unlink")
     assert tree.calls("rename") == [("rename", "/b", hidden)]
     assert tree.items.keys() == {"/", *(["/a"] if replaced else [])}
-
-
-def say(client):
-    client.process.stdin.write("\n")
-    client.process.stdin.flush()
 
 
 async def test_what_is_made_while_it_is_not_found_keeps_its_path(point):

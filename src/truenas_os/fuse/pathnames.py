@@ -378,12 +378,17 @@ class PathNames(Operations):
             return False
         if await self._has_other_name(node, (parent, name)):
             return False
+        node.hidden = await self._rename_to_hidden((parent, name), parent)
+        return True
+
+    async def _rename_to_hidden(self, entry: Entry, parent: Node) -> Entry:
+        """Rename an entry to what is free in *parent*; the entry that it has become."""
+        number = entry[0].entries[entry[1]].number
         for _ in range(_TRIES):
-            hidden = parent, f"{HIDDEN}{node.number:016x}{next(self._hidden_numbers):08x}"
+            hidden = parent, f"{HIDDEN}{number:016x}{next(self._hidden_numbers):08x}"
             if not await self._exists(self._path_in(*hidden)):
-                await self._rename((parent, name), hidden)
-                node.hidden = hidden
-                return True
+                await self._rename(entry, hidden)
+                return hidden
         raise FUSEError(errno.EBUSY)
 
     async def _has_other_name(self, node: Node, entry: Entry) -> bool:
@@ -402,7 +407,7 @@ class PathNames(Operations):
         directory = parent.entries.get(name)
         for child in [] if directory is None else list(directory.entries.values()):
             if child.hidden is not None and child.hidden[0] is directory:
-                await self._rename(child.hidden, (parent, child.hidden[1]))
+                await self._rename_to_hidden(child.hidden, parent)
 
     async def _remove_closed(self, node: Node | None) -> None:
         """Remove what was closed while it was being hidden."""
