@@ -1523,6 +1523,25 @@ async def test_nothing_takes_the_place_of_what_is_hidden(point, has_create):
     assert not tree.calls("create", "mknod", "mkdir", "symlink", "link")
 
 
+@on_one_loop
+async def test_what_is_hidden_and_cannot_be_removed_at_its_end_is_removed_at_the_sessions(point):
+    class Busy(Tree):
+        is_busy = True
+
+        def unlink(self, path):
+            return -errno.EBUSY if self.is_busy else super().unlink(path)
+
+    tree = Busy(a=b"content")
+    async with fuse.mount(tree, point) as session:
+        await client(session, "file = open(top + '/a'); os.unlink(top + '/a')")
+        forgets = ("FORGET", "BATCH_FORGET")
+        await until(lambda: session.stats.requests.keys() & forgets, "the forgetting")
+        assert await client(session, "print(os.listdir(top))") == "[]"
+        assert len(tree.items) == 2
+        tree.is_busy = False
+    assert tree.items.keys() == {"/"}
+
+
 async def test_a_session_ends_while_the_removal_of_what_is_hidden_hangs(point, kind, monkeypatch):
     hang = threading.Event()
 

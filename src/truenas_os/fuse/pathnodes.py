@@ -68,8 +68,9 @@ class Node:
 class NodeTable:
     """The tree of the nodes. A node is in it while anything needs it.
 
-    That is: lookups of the kernel's, open files, entries below it that are needed. What leads to a
-    node can be walked up to the root; a node without a name has been removed.
+    That is: lookups of the kernel's, open files, a hidden file that could not be removed yet,
+    entries below it that are needed. What leads to a node can be walked up to the root; a node
+    without a name has been removed.
     """
 
     def __init__(self) -> None:
@@ -194,8 +195,8 @@ class NodeTable:
         unused = [node]
         while unused:
             node = unused.pop()
-            needed = node.lookups > 0 or node.entries or node.files or node is self.root
-            if needed or self._nodes.get(node.number) is not node:
+            needed = node.lookups > 0 or node.entries or node.files or node.hidden is not None
+            if needed or node is self.root or self._nodes.get(node.number) is not node:
                 continue
             del self._nodes[node.number]
             if self._by_key.get(node.key) is node:
