@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """Every code block of the README, the site and the docstrings runs, and prints what it says."""
 
+import contextlib
 import doctest
+import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import documents
@@ -12,6 +18,9 @@ import kernel
 import pytest
 from filesystems import require_fuse
 from forked_programs import Runner
+from stuck import AMPLE, wait_until
+
+from truenas_os import blocking
 
 BLOCKS = list(documents.blocks())
 # Run by .ci/run, as they stand.
@@ -115,7 +124,7 @@ def test_a_python_block_runs_as_a_whole_program(block, runner, scene, tmp_path):
 def test_a_shell_block_runs(block, scene, tmp_path):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     result = subprocess.run(
-        ["sh", "-euc", block.code],
+        ["unshare", "--mount", "sh", "-euc", block.code],
         cwd=tmp_path,
         env={**os.environ, "PATH": path},
         capture_output=True,
@@ -125,3 +134,71 @@ def test_a_shell_block_runs(block, scene, tmp_path):
     )
     assert (result.returncode, result.stderr) == (0, "")
     check_output(block, result.stdout)
+
+
+def program_in(page, what):
+    """The one program of the page that has *what* in it."""
+    (found,) = [
+        block.code for block in BLOCKS if block.place.startswith(page) and what in block.code
+    ]
+    return found
+
+
+@contextlib.contextmanager
+def service(directory, mountpoint="/mnt/tank", prefix=()):
+    """The service of the tutorial, started in *directory*."""
+    code = program_in("docs/tutorial.md", "scan_or_go_on").replace("/mnt/tank", mountpoint)
+    with subprocess.Popen(
+        [*prefix, sys.executable, "-W", "error", "-c", code],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        limit = threading.Timer(AMPLE, process.kill)
+        limit.start()
+        try:
+            yield process
+        finally:
+            limit.cancel()
+            process.kill()
+
+
+def reported(directory):
+    lines = [json.loads(line) for line in (directory / "scan.jsonl").read_text().splitlines()]
+    return sorted(line["path"].removeprefix("/mnt/tank/") for line in lines if "sha256" in line)
+
+
+def test_the_service_goes_on_after_a_directory_that_cannot_be_read(scene, tmp_path):
+    Path("/mnt/tank/docs/2025").chmod(0)
+    nobody_special = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+    with service(tmp_path, prefix=nobody_special) as process:
+        told = process.communicate()[0]
+    assert process.returncode == 0, told
+    assert "Permission denied: '/mnt/tank/docs/2025'" in told
+    assert "complete: 9 checksums" in told
+    assert reported(tmp_path) == sorted(name for name in TANK if "docs/2025" not in name)
+
+
+def test_the_service_that_begins_anew_begins_a_new_report(scene, tmp_path):
+    with blocking.iter_filesystem_contents("/mnt/tank", "tank/data") as items:
+        gone = next(item.parent for item in items if item.isreg)
+        (tmp_path / "scan.state").write_bytes(items.resume_token())
+    (tmp_path / "scan.jsonl").write_text("of another time")
+    shutil.rmtree(gone)
+    with service(tmp_path) as process:
+        told = process.communicate()[0]
+    assert process.returncode == 0, told
+    assert f"{gone} is gone: beginning anew" in told
+    assert reported(tmp_path) == sorted(name for name in TANK if f"/mnt/tank/{name}"[:-2] != gone)
+
+
+def test_the_service_is_stopped_while_it_waits_for_the_dataset(scene, tmp_path):
+    with service(tmp_path, mountpoint="/mnt/scratch") as process:
+        caught = re.compile(r"^SigCgt:\t(\S+)$", re.MULTILINE)
+        status = Path(f"/proc/{process.pid}/status")
+        bit = 1 << signal.SIGTERM - 1
+        wait_until(lambda: int(caught.search(status.read_text())[1], 16) & bit, "the handler")
+        process.terminate()
+        assert process.communicate()[0] == "SIGTERM: stopping\n"
+    assert process.returncode == 0
