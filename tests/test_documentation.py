@@ -202,3 +202,9 @@ def test_the_service_is_stopped_while_it_waits_for_the_dataset(scene, tmp_path):
         process.terminate()
         assert process.communicate()[0] == "SIGTERM: stopping\n"
     assert process.returncode == 0
+
+
+def test_the_change_of_owners_leaves_out_what_no_descriptor_changes(runner, scene, tmp_path):
+    os.mkfifo("/mnt/tank/fifo")
+    code = program_in("docs/howto/change-many-files.md", "os.fchown(")
+    assert runner.run(code, "chown", tmp_path) == (0, "all 19\n", "")
