@@ -4,7 +4,9 @@
 import asyncio
 import errno
 import os
+import select
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -211,6 +213,93 @@ async def test_a_handler_that_hangs_does_not_keep_the_session(point):
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_handler_that_returns_after_the_end_writes_into_no_other_file(point, tmp_path):
+    class Late(Files):
+        asked = returned = False
+
+        async def read(self, fh, off, size):
+            self.asked = True
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await over.wait()
+                    self.returned = True
+
+    over = anyio.Event()
+    filesystem = Late(a=b"content")
+    async with fuse.mount(filesystem, point, unmount_timeout=0.1) as session:
+        device = int(session._server.fd)
+        reading = Client(session, "os.read(os.open(top + '/a', os.O_RDONLY), 10)")
+        await until(lambda: filesystem.asked, "the question")
+    await reading.end()
+    # Whoever opens files now may get the number that the device had.
+    os.dup2(os.open(tmp_path / "precious", os.O_CREAT | os.O_WRONLY), device)
+    over.set()
+    await until(lambda: filesystem.returned, "the handler's return")
+    await anyio.sleep(0)
+    os.close(device)
+    assert (tmp_path / "precious").read_bytes() == b""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("max_tasks", [1, 99])
+async def test_each_open_file_is_released_before_the_end(point, max_tasks):
+    class Releasing(Files):
+        opened = released = 0
+
+        async def open(self, inode, flags, ctx):
+            self.opened += 1
+            return fuse.FileInfo(fh=inode)
+
+        async def release(self, fh):
+            await anyio.sleep(0.001)
+            self.released += 1
+
+    filesystem = Releasing(a=b"content")
+    async with fuse.mount(filesystem, point, max_tasks=max_tasks) as session:
+        # More than the kernel sends at once.
+        await client(session, "for _ in range(300): os.open(top + '/a', os.O_RDONLY)")
+    assert (filesystem.opened, filesystem.released) == (300, 300)
+
+
+@pytest.mark.anyio
+async def test_the_root_keeps_its_type_and_is_unmounted(point, caplog):
+    class Fickle(Files):
+        async def getattr(self, inode, ctx):
+            attr = await super().getattr(inode, ctx)
+            if not self.mistaken:
+                self.mistaken = True
+                attr.st_mode = stat.S_IFREG | 0o644
+            return attr
+
+        mistaken = False
+
+    async with fuse.mount(Fickle(a=b""), point) as session:
+        assert await error_of(session, "os.stat(top)") == "EIO"
+        await client(session, "os.stat(top)")
+    assert "the type of inode 1 has changed" in caplog.text
+    assert not is_mounted(point)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_error_of_the_beginning_is_the_kernels(point, monkeypatch):
+    def fail():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = kernel.open_fds()
+    monkeypatch.setattr(select, "epoll", fail)
+    with pytest.raises(OSError) as caught:
+        async with fuse.mount(Files(), point):
+            pass
+    assert caught.value.errno == errno.EMFILE
+    assert not is_mounted(point)
+    await fds_return_to(before)
+
+
+@pytest.mark.anyio
 async def test_an_unknown_option_is_refused_with_the_known_ones(point):
     with pytest.raises(ValueError, match=r"'nonsense'.*allow_other.*default_permissions"):
         fuse.mount(Files(), point, nonsense=True)
@@ -218,6 +307,10 @@ async def test_an_unknown_option_is_refused_with_the_known_ones(point):
         fuse.init(Files(), point, {"nonsense"})
     with pytest.raises(ValueError, match="max_tasks"):
         fuse.mount(Files(), point, max_tasks=0)
+    filesystem = Files()
+    filesystem.interruptible = ("read", "reading")
+    with pytest.raises(ValueError, match="reading: there is no such handler"):
+        fuse.mount(filesystem, point)
 
 
 @pytest.mark.anyio
@@ -329,6 +422,38 @@ async def test_a_cancelled_main_ends_the_session(point):
     await run_sync(fuse.close)
     assert not is_mounted(point)
     assert filesystem.destroyed == 1
+
+
+def test_ctrl_c_in_a_handler_is_for_the_program_and_not_for_the_loops_own_tasks(point):
+    program = start(
+        """
+        import signal, sys
+        sys.path.insert(0, sys.argv[2])
+        import trio
+        from serving import Files, client
+        from truenas_os import fuse
+
+        class Interrupting(Files):
+            async def lookup(self, parent_inode, name, ctx):
+                signal.raise_signal(signal.SIGINT)
+                return await super().lookup(parent_inode, name, ctx)
+
+        async def main():
+            async with fuse.mount(Interrupting(a=b""), sys.argv[1]) as session:
+                await client(session, "os.stat(top + '/a')")
+                await trio.sleep_forever()
+
+        try:
+            trio.run(main)
+        except KeyboardInterrupt:
+            print("interrupted")
+        """,
+        point,
+        Path(__file__).parent,
+    )
+    out, err = program.communicate(timeout=AMPLE)
+    assert (out, err) == ("interrupted\n", "")
+    assert not is_mounted(point)
 
 
 def test_a_mount_that_was_never_served_is_closed(point):

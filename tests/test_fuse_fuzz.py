@@ -5,6 +5,7 @@ import errno
 import random
 import select
 import socket
+import stat
 import struct
 
 import anyio
@@ -87,7 +88,12 @@ class Kernel:
         self.theirs = theirs
         self.unique = 2
         self.server = Server(
-            operations, theirs.fileno(), loops.running_loop(), max_tasks=9, grace=0.1
+            operations,
+            theirs.fileno(),
+            loops.running_loop(),
+            max_tasks=9,
+            grace=0.1,
+            root_mode=stat.S_IFREG,
         )
 
     async def __aenter__(self):

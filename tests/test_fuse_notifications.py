@@ -232,6 +232,25 @@ async def test_who_has_open_what_was_deleted_sees_it_without_links(point):
         assert await error_of(session, "os.stat(top + '/a')") == "ENOENT"
 
 
+async def test_who_asks_for_what_is_cached_when_the_session_ends_gets_an_error(point):
+    async with fuse.mount(Files(a=b"content"), point) as session:
+        notifier = session._server.notifier
+
+        async def retrieve():
+            with pytest.raises(OSError) as caught:
+                await session.notify_retrieve(2, 0, 10)
+            errors.append(caught.value.errno)
+
+        errors = []
+        # The kernel's answer does not come.
+        notifier.write = lambda *_: None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(retrieve)
+            await until(lambda: notifier._retrievals, "the question")
+            await session.aclose()
+    assert errors == [errno.ENOTCONN]
+
+
 async def test_what_is_stored_is_retrieved(point):
     content = os.urandom(300_000)
     async with fuse.mount(Cached(a=bytes(300_000)), point) as session:

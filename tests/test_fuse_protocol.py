@@ -111,6 +111,11 @@ def test_what_a_request_says_about_its_file():
     assert (xattr.fh, xattr.flags, xattr.lock_owner) == (None, 2, None)
     asked = [Request(message(Opcode.GETATTR, wire.GETATTR_IN.pack(has, 3))).fh for has in (0, 1)]
     assert asked == [None, 3]
+    asked = [Request(message(Opcode.STATX, wire.STATX_IN.pack(has, 3, 0, 0))).fh for has in (0, 1)]
+    assert asked == [None, 3]
+    for flags, owner in ((0, None), (wire.READ_LOCKOWNER, 99)):
+        read = Request(message(Opcode.READ, wire.READ_IN.pack(3, 0, 10, flags, 99, os.O_RDWR)))
+        assert (read.fh, read.flags, read.lock_owner) == (3, os.O_RDWR, owner)
     values = [wire.FATTR_FH | wire.FATTR_LOCKOWNER, 3, 0, 99, *[0] * 9]
     change = Request(message(Opcode.SETATTR, wire.SETATTR_IN.pack(*values)))
     assert (change.fh, change.lock_owner) == (3, 99)
@@ -152,7 +157,7 @@ for _name, _value in RESULTS.items():
 
 def handled(data):
     """What the handlers make of a message; None for one that is refused."""
-    table = handlers.Handlers(Everything(), lambda kh: None).table
+    table = handlers.Handlers(Everything(), lambda kh: None, stat.S_IFREG).table
     try:
         request = Request(data)
         handler = table.get(request.opcode)
@@ -167,6 +172,25 @@ def handled(data):
     except RuntimeError as error:
         assert "async" in str(error) or "event loop" in str(error)  # a lock wants a cancel scope
     return None
+
+
+@pytest.mark.parametrize(
+    ("opcode", "reply"),
+    [(Opcode.COPY_FILE_RANGE, wire.WRITE_OUT), (Opcode.COPY_FILE_RANGE_64, wire.COPIED_OUT)],
+)
+def test_no_more_is_to_be_copied_than_the_reply_can_tell_of(opcode, reply):
+    class Copying(fuse.Operations):
+        async def copy_file_range(self, fh_in, off_in, fh_out, off_out, length, flags, ctx):
+            lengths.append(length)
+            return length
+
+    lengths = []
+    handler = handlers.Handlers(Copying(), lambda kh: None).table[opcode]
+    body = wire.COPY_FILE_RANGE_IN.pack(3, 0, 2, 4, 0, 5 << 30, 0)
+    with pytest.raises(StopIteration) as end:
+        handler(Request(message(opcode, body))).send(None)
+    assert list(reply.unpack(end.value.value)) == lengths
+    assert lengths[0] >= 1 << 31
 
 
 @given(st.binary(max_size=200))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """A filesystem served on each event loop, with clients in other processes."""
 
+import asyncio
 import errno
 import logging
 import os
@@ -97,6 +98,8 @@ async def test_only_what_is_implemented_is_negotiated(point):
         (fuse.FUSEError(0), "EIO", True),
         (fuse.FUSEError(-5), "EIO", True),
         (fuse.FUSEError(512), "EIO", True),
+        (OSError("cannot read", "a"), "EIO", True),
+        (OSError(2.5, "text"), "EIO", True),
         (ZeroDivisionError("unexpected"), "EIO", True),
     ],
     ids=repr,
@@ -114,6 +117,18 @@ async def test_what_a_handler_raises_fails_the_call_and_not_the_server(
     assert bool(caplog.records) == logged
     if logged:
         assert caplog.records[0].exc_info[1] is raised
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_handler_that_somebody_cancels_fails_the_call_and_is_logged(point, caplog):
+    class Failing(Files):
+        async def lookup(self, parent_inode, name, ctx):
+            raise asyncio.CancelledError
+
+    async with fuse.mount(Failing(), point) as session:
+        assert await error_of(session, "os.stat(top + '/a')") == "EIO"
+    assert "LOOKUP" in caplog.records[0].getMessage()
+    assert caplog.records[0].exc_info[0] is asyncio.CancelledError
 
 
 @pytest.mark.parametrize("suspends", [False, True], ids=["at once", "later"])
@@ -321,6 +336,75 @@ async def test_a_lock_that_waits_is_interrupted_and_other_handlers_are_not(point
         assert not filesystem.names
 
 
+async def test_a_lock_that_is_given_back_or_does_not_wait_is_not_interrupted(point):
+    class Slow(Files):
+        requests = ()
+
+        async def lock(self):
+            request = fuse.current_request()
+            self.requests = [*self.requests, request]
+            while not request.interrupted:
+                await anyio.sleep(0.005)
+
+        async def flock(self, fh, owner, operation, ctx):
+            await self.lock()
+
+        async def getlk(self, fh, owner, lock, ctx):
+            return lock
+
+        async def setlk(self, fh, owner, lock, sleep, ctx):
+            await self.lock()
+
+    filesystem = Slow(a=b"")
+    async with fuse.mount(filesystem, point) as session:
+        locking = Client(
+            session,
+            """
+            import fcntl, signal
+            signal.signal(signal.SIGINT, lambda *_: None)
+            file = open(top + "/a", "r+")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_UN)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_UN)
+            os._exit(0)
+            """,
+        )
+        for number in range(1, 5):
+            await until(lambda: len(filesystem.requests) >= number, "a lock")
+            locking.interrupt()
+            await until(lambda: filesystem.requests[number - 1].answered, "the reply")
+        _, err = await locking.end()
+        assert locking.process.returncode == 0, err
+
+
+async def test_a_handler_that_is_declared_interruptible_is_cancelled_by_a_signal(point):
+    class Interruptible(Files):
+        interruptible = frozenset(("readlink",))
+        asked = False
+
+        async def readlink(self, inode, ctx):
+            self.asked = True
+            await anyio.sleep_forever()
+
+    filesystem = Interruptible()
+    filesystem.add(b"link", mode=stat.S_IFLNK | 0o777)
+    async with fuse.mount(filesystem, point) as session:
+        reading = Client(
+            session,
+            """
+            import signal
+            signal.signal(signal.SIGINT, lambda *_: 1 // 0)
+            os.readlink(top + "/link")
+            """,
+        )
+        await until(lambda: filesystem.asked, "the question")
+        reading.interrupt()
+        _, err = await reading.end()
+        assert "ZeroDivisionError" in err
+        assert not session.stats.active
+
+
 async def test_no_more_handlers_run_than_are_allowed_and_locks_hold_no_place(point):
     class Slow(Files):
         now = most = waiting = 0
@@ -361,12 +445,29 @@ async def test_no_more_handlers_run_than_are_allowed_and_locks_hold_no_place(poi
 
 
 async def test_setting_fuse_stacktrace_calls_stacktrace_even_without_setxattr(point, caplog):
-    async with fuse.mount(Files(a=b""), point) as session:
+    class Waiting(Files):
+        async def readlink(self, inode, ctx):
+            await self.wait_for_something()
+
+        async def wait_for_something(self):
+            await anyio.sleep_forever()
+
+    filesystem = Waiting(a=b"")
+    filesystem.add(b"link", mode=stat.S_IFLNK | 0o777)
+    async with fuse.mount(filesystem, point, unmount_timeout=0.1) as session:
+        waiting = Client(session, "os.readlink(top + '/link')")
+        await until(lambda: session.stats.requests.get("READLINK"), "the question")
         for _ in range(2):
             assert await error_of(session, "os.setxattr(top + '/a', 'user.x', b'')") == "ENOTSUP"
             await client(session, "os.setxattr(top, 'fuse_stacktrace', b'1')")
+    await waiting.end()
     assert len(caplog.records) == 2
-    assert "test_fuse_serving" in caplog.text or "thread" in caplog.text
+    text = caplog.records[0].getMessage()
+    assert "thread MainThread" in text
+    # The one handler that waits, with every call on the way.
+    (handler,) = [part for part in re.split("^handler ", text, flags=re.M) if "readlink" in part]
+    assert "in readlink\n    await self.wait_for_something()" in handler
+    assert "in wait_for_something\n    await anyio.sleep_forever()" in handler
 
 
 async def test_extended_attributes(point):

@@ -28,6 +28,8 @@ class FUSEError(Exception):
     """What a handler raises to have the system call fail with *errno*."""
 
     def __init__(self, errno: int) -> None:
+        if not isinstance(errno, int):
+            raise TypeError(f"{errno!r} is no errno")
         super().__init__(errno)
         self.errno_ = errno
 

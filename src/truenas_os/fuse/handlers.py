@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import anyio
 
@@ -31,7 +31,7 @@ from .datatypes import (
     XAttrNameT,
 )
 from .listing import ReaddirToken
-from .negotiation import NEEDED, Features, implemented
+from .negotiation import INTERRUPTIBLE, NEEDED, Features, implemented
 from .operations import Operations
 from .privileges import left_mode, take_away, without_privileges, without_setgid
 from .protocol import Request
@@ -44,9 +44,12 @@ _log = logging.getLogger("truenas_os.fuse")
 
 Reply: TypeAlias = bytes | bytearray | memoryview
 Handler: TypeAlias = Callable[[Request], Coroutine[Any, Any, Reply | None]]
+T = TypeVar("T")
 
 _STACKTRACE: Final = b"fuse_stacktrace"
 _TIME: Final = 1_000_000_000
+# A reply to COPY_FILE_RANGE tells of so many bytes; whole pages of them.
+_MOST_COPIED: Final = (1 << 32) - wire.PAGE
 # What a change of attributes has if it takes the setuid and setgid bits away.
 _PRIVILEGED: Final = wire.FATTR_UID | wire.FATTR_GID | wire.FATTR_KILL_SUIDGID
 
@@ -54,14 +57,19 @@ _PRIVILEGED: Final = wire.FATTR_UID | wire.FATTR_GID | wire.FATTR_KILL_SUIDGID
 class Handlers:
     """The filesystem's handlers by operation code."""
 
-    def __init__(self, operations: Operations, poll_handle: "Callable[[int], PollHandle]") -> None:
+    def __init__(
+        self,
+        operations: Operations,
+        poll_handle: "Callable[[int], PollHandle]",
+        root_mode: int = stat.S_IFDIR,
+    ) -> None:
         self._fs = operations
         self._poll_handle = poll_handle
         self._writeback = False
         self._setxattr_ext = False
         self._takes_privileges = False
         # The types of inodes, as the bits of a mode above 12, until they are forgotten.
-        self._kinds: dict[int, int] = {}
+        self._kinds: dict[int, int] = {wire.FUSE_ROOT_ID: root_mode >> 12}
         self._backing: Backing | None = None
         self.table: dict[int, Handler] = {
             opcode: getattr(self, f"_{opcode.name.lower()}")
@@ -77,6 +85,9 @@ class Handlers:
             self.table[Opcode.READDIRPLUS] = self._readdirplus
         if implemented(operations, "setlk") or implemented(operations, "flock"):
             self.table[Opcode.SETLK] = self.table[Opcode.SETLKW] = self._setlk
+        for opcode, name in INTERRUPTIBLE.items():
+            if opcode in self.table and name in operations.interruptible:
+                self.table[opcode] = _interruptible(self.table[opcode])
 
     def agree(self, features: Features, backing: Backing) -> None:
         """Take note of what has been negotiated."""
@@ -98,8 +109,10 @@ class Handlers:
         attr = await self._fs.lookup(request.nodeid, name, ctx)
         if attr.st_ino:
             request.granted = ((attr.st_ino, 1),)
-            if attr.st_ino == wire.FUSE_ROOT_ID and name not in (b".", b".."):
-                raise ValueError(f"the entry {name!r} has the inode of the root")
+            if attr.st_ino == wire.FUSE_ROOT_ID:
+                if name not in (b".", b".."):
+                    raise ValueError(f"the entry {name!r} has the inode of the root")
+                self._check_kind(attr.st_ino, attr)
             self._kinds[attr.st_ino] = attr.st_mode >> 12
         return protocol.entry(attr)
 
@@ -114,7 +127,8 @@ class Handlers:
     async def forget(self, inode_list: Sequence[tuple[Any, int]]) -> None:
         """Have the filesystem forget lookups; what it raises is only logged."""
         for inode, _ in inode_list:
-            self._kinds.pop(inode, None)
+            if inode != wire.FUSE_ROOT_ID:
+                self._kinds.pop(inode, None)
         try:
             await self._fs.forget(inode_list)
         except Exception:
@@ -409,8 +423,7 @@ class Handlers:
             await take_away(self._fs, inode, _context(request), without_privileges)
 
     async def _copy_file_range(self, request: Request) -> Reply:
-        count, length = await self._copied(request)
-        return protocol.written(count, min(length, 0xFFFFFFFF))
+        return protocol.written(*await self._copied(request, _MOST_COPIED))
 
     async def _copy_file_range_64(self, request: Request) -> Reply:
         count, length = await self._copied(request)
@@ -418,8 +431,9 @@ class Handlers:
             raise ValueError(f"{count} bytes cannot have been copied of {length}")
         return wire.COPIED_OUT.pack(count)
 
-    async def _copied(self, request: Request) -> tuple[int, int]:
+    async def _copied(self, request: Request, most: int = 1 << 63) -> tuple[int, int]:
         fh_in, off_in, out, fh_out, off_out, length, flags = request.read(wire.COPY_FILE_RANGE_IN)
+        length = min(length, most)
         await self._begin_change(request, out)
         ctx = _context(request)
         copy = self._fs.copy_file_range
@@ -454,16 +468,18 @@ class Handlers:
         fh, owner, start, end, kind, pid, flags = request.read(wire.LK_IN)
         sleep = request.opcode == Opcode.SETLKW
         ctx = _context(request)
-        with anyio.CancelScope() as request.scope:
-            if request.interrupted:
-                raise FUSEError(errno.EINTR)
-            if flags & wire.LK_FLOCK:
-                operation = _FLOCK[kind] | (0 if sleep else fcntl.LOCK_NB)
-                await self._fs.flock(fh, owner, operation, ctx)
-            else:
-                await self._fs.setlk(fh, owner, FileLock(start, end, kind, pid), sleep, ctx)
-            return
-        raise FUSEError(errno.EINTR)
+        if flags & wire.LK_FLOCK:
+            name = "flock"
+            operation = _FLOCK[kind] | (0 if sleep else fcntl.LOCK_NB)
+            locking = self._fs.flock(fh, owner, operation, ctx)
+        else:
+            name = "setlk"
+            locking = self._fs.setlk(fh, owner, FileLock(start, end, kind, pid), sleep, ctx)
+        # What takes no time is not interrupted, and least of all what gives a lock back.
+        if sleep and kind != fcntl.F_UNLCK and name in self._fs.interruptible:
+            await _interrupted(request, locking)
+        else:
+            await locking
 
     # Directories.
 
@@ -518,6 +534,22 @@ class Handlers:
             name = "releasedir" if is_directory else "release"
             if implemented(self._fs, name):
                 await self.release(getattr(self._fs, name), fh)
+
+
+async def _interrupted(request: Request, handling: Coroutine[Any, Any, T]) -> T:
+    """What a handler returns, unless a signal cancels it."""
+    with anyio.CancelScope() as request.scope:
+        if request.interrupted:
+            request.scope.cancel()
+        return await handling
+    raise FUSEError(errno.EINTR)
+
+
+def _interruptible(handler: Handler) -> Handler:
+    async def handle(request: Request) -> Reply | None:
+        return await _interrupted(request, handler(request))
+
+    return handle
 
 
 _FLOCK: Final = {

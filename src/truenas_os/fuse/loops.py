@@ -2,6 +2,7 @@
 """What serving needs of an event loop: to be told of requests, and to start handlers at once."""
 
 import asyncio
+import functools
 import select
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -9,12 +10,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from .tracing import stack_of
+
 if TYPE_CHECKING:
     import trio
 
 Handling = Coroutine[Any, Any, None]
 T = TypeVar("T")
 
+_READER: Final = "truenas_os.fuse reader"
 # Seconds for which cancelled handlers are waited for, where one may ignore that.
 _PATIENCE: Final = 1.0
 
@@ -110,20 +114,20 @@ class AsyncioLoop:
             task.cancel()
 
     def describe(self) -> list[str]:
-        return [
-            f"handler {task.get_name()}, line {frame.f_lineno} of {frame.f_code.co_filename}, "
-            f"in {frame.f_code.co_qualname}\n"
-            for task in self._tasks
-            for frame in task.get_stack()[-1:]
-        ]
+        return [f"handler {task.get_name()}:\n{stack_of(task.get_coro())}" for task in self._tasks]
 
 
 class TrioLoop:
     """trio: a system task has the handlers in a nursery of its own."""
 
     def __init__(self) -> None:
+        from trio import lowlevel
+
         self._nursery: trio.Nursery | None = None
         self._reading: trio.CancelScope | None = None
+        # Ctrl-C is for the main task: one that ended a system task would end the whole run.
+        self._protected = lowlevel.enable_ki_protection
+        self._run = self._protected(_run_and_tell)
 
     def spawn(self, function: Callable[[], Handling]) -> None:
         import trio
@@ -142,7 +146,7 @@ class TrioLoop:
 
     def watch(self, fd: int, drain: Callable[[], object]) -> None:
         assert self._nursery is not None
-        self._nursery.start_soon(self._read, fd, drain)
+        self._nursery.start_soon(self._protected(self._read), fd, drain, name=_READER)
 
     async def _read(self, fd: int, drain: Callable[[], object]) -> None:
         import trio
@@ -159,15 +163,8 @@ class TrioLoop:
     def start(self, handling: Handling, done: Callable[[T], object], argument: T) -> bool:
         assert self._nursery is not None
         # What *done* starts next is to know nothing of this handler's context variables.
-        context = copy_context()
-
-        async def run() -> None:
-            try:
-                await handling
-            finally:
-                context.run(done, argument)
-
-        self._nursery.start_soon(run)
+        tell = functools.partial(copy_context().run, done, argument)
+        self._nursery.start_soon(self._run, handling, tell)
         return False
 
     def cancel(self) -> None:
@@ -177,13 +174,18 @@ class TrioLoop:
     def describe(self) -> list[str]:
         if self._nursery is None:
             return []
-        described = []
-        for task in self._nursery.child_tasks:
-            frame = list(task.iter_await_frames())[-1][0]
-            code = frame.f_code
-            where = f"line {frame.f_lineno} of {code.co_filename}, in {code.co_qualname}"
-            described.append(f"handler {task.name}, {where}\n")
-        return described
+        return [
+            f"handler {task.name}:\n{stack_of(task.coro)}"
+            for task in self._nursery.child_tasks
+            if task.name != _READER
+        ]
+
+
+async def _run_and_tell(handling: Handling, tell: Callable[[], object]) -> None:
+    try:
+        await handling
+    finally:
+        tell()
 
 
 def running_loop() -> Loop:

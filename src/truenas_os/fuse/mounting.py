@@ -46,14 +46,20 @@ _HELPER: Final = "fusermount3"
 _LOOK: Final = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC
 # Seconds between attempts to unmount what is busy.
 _DELAY: Final = 0.05
+# Seconds between looks at how many requests have no reply yet.
+_MOMENT: Final = 0.002
 
 
 class FuseMount:
     """A connection, and the mount that it is to be served at."""
 
-    def __init__(self, device: Fd, target: str, tree: Fd | None, helper: str | None) -> None:
+    def __init__(
+        self, device: Fd, target: str, root_mode: int, tree: Fd | None, helper: str | None
+    ) -> None:
         self.device: Fd = device
         """/dev/fuse, non-blocking."""
+        self.root_mode: int = root_mode
+        """The type of the mount's root, in the bits of a mode."""
         self.target: str = target
         """The absolute path of the mount point."""
         self.mnt_id: int = 0
@@ -141,6 +147,7 @@ class FuseMount:
         Raises :exc:`OSError` if it cannot be done.
         """
         deadline = time.monotonic() + patience
+        self._wait_for_requests(deadline)
         while True:
             try:
                 return self._unmount()
@@ -148,6 +155,16 @@ class FuseMount:
                 if error.errno != errno.EBUSY or time.monotonic() >= deadline:
                     raise
             time.sleep(_DELAY)
+
+    def _wait_for_requests(self, deadline: float) -> None:
+        # The kernel holds back releases when there are many, and forgets those at the unmounting.
+        with contextlib.suppress(OSError):
+            while self._count_requests() and time.monotonic() < deadline:
+                time.sleep(_MOMENT)
+
+    def _count_requests(self) -> int:
+        with self._control("waiting") as waiting:
+            return int(os.read(waiting, 16) or 0)
 
     def _unmount(self) -> None:
         if self._helper is None:
@@ -168,10 +185,28 @@ class FuseMount:
 
     def abort(self) -> None:
         """End the connection, and detach the mount: whatever waits for the server fails."""
-        with contextlib.suppress(OSError):
-            _abort(self._connection)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._control("abort", os.O_WRONLY) as control:
+            os.write(control, b"1")
+        self.take_away()
+
+    def _control(self, name: str, flags: int = os.O_RDONLY) -> Fd:
+        """A file that fusectl has for the connection."""
+        name = f"{self._connection}/{name}"
+        try:
+            return Fd(os.open(f"/sys/fs/fuse/connections/{name}", flags | os.O_CLOEXEC))
+        except FileNotFoundError:
+            # Nobody has mounted it; it need not be visible to be used.
+            with fsopen(fs_name="fusectl") as context:
+                fsconfig(fs_fd=context, cmd=FSCONFIG_CMD_CREATE)
+                with fsmount(fs_fd=context) as root:
+                    return openat2(root, name, flags)
+
+    def take_away(self) -> None:
+        """As :meth:`detach`; what goes wrong is logged, and the guard goes on trying."""
+        try:
             self.detach()
+        except OSError as error:
+            _log.warning("%s is still mounted: %s", self.target, error)
 
     def detach(self) -> None:
         """Take the mount out of sight, if it is still where it was attached."""
@@ -199,9 +234,9 @@ def open_mount(target: StrOrBytesPath, options: MountOptions) -> FuseMount:
             if helper is None:
                 error.add_note(f"{_HELPER}, which may mount for ordinary users, is not installed")
                 raise
-            return _mount_with(helper, path, options)
+            return _mount_with(helper, path, root_mode, options)
         undo.callback(tree.close)
-        mount = FuseMount(device, path, tree, None)
+        mount = FuseMount(device, path, root_mode, tree, None)
         mount.look_at(tree)
         undo.pop_all()
         return mount
@@ -227,7 +262,7 @@ def _new_mount(device: Fd, root_mode: int, options: MountOptions) -> Fd:
         return fsmount(fs_fd=context, attr_flags=options.attributes)
 
 
-def _mount_with(helper: str, path: str, options: MountOptions) -> FuseMount:
+def _mount_with(helper: str, path: str, root_mode: int, options: MountOptions) -> FuseMount:
     """Have fusermount3 mount, which sends back the descriptor that it has opened."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours:
@@ -247,28 +282,18 @@ def _mount_with(helper: str, path: str, options: MountOptions) -> FuseMount:
             device = Fd(array.array("i", content[:size])[0])
             os.set_inheritable(device, False)
             os.set_blocking(device, False)
-            mount = FuseMount(device, path, None, helper)
-            with Fd(os.open(path, os.O_PATH | os.O_CLOEXEC)) as root:
-                mount.look_at(root)
+            mount = FuseMount(device, path, root_mode, None, helper)
+            try:
+                with Fd(os.open(path, os.O_PATH | os.O_CLOEXEC)) as root:
+                    mount.look_at(root)
+            except BaseException:
+                mount.close()
+                _run_helper(helper, "-u", "-q", "-z", "--", path)
+                raise
             return mount
     error = PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
     error.add_note(complaint.decode(errors="replace").strip() or f"{helper} has failed")
     raise error
-
-
-def _abort(connection: int) -> None:
-    """End a connection: whatever waits for its server fails."""
-    name = f"{connection}/abort"
-    try:
-        control = Fd(os.open(f"/sys/fs/fuse/connections/{name}", os.O_WRONLY | os.O_CLOEXEC))
-    except FileNotFoundError:
-        # Nobody has mounted it; it need not be visible to be used.
-        with fsopen(fs_name="fusectl") as context:
-            fsconfig(fs_fd=context, cmd=FSCONFIG_CMD_CREATE)
-            with fsmount(fs_fd=context) as root:
-                control = openat2(root, name, os.O_WRONLY)
-    with control:
-        os.write(control, b"1")
 
 
 def _run_helper(helper: str, *arguments: str) -> None:

@@ -71,6 +71,12 @@ NEEDED: Final = {
     Opcode.STATX: "statx",
 }
 """The handler that each operation code needs; what is missing here is always served."""
+INTERRUPTIBLE: Final = NEEDED | {
+    Opcode.STATFS: "statfs",
+    Opcode.SETXATTR: "setxattr",
+    Opcode.READDIRPLUS: "readdir",
+}
+"""What may be interrupted as a whole, if the filesystem says so of the handler."""
 ABSENT: Final[dict[int, int]] = {
     Opcode.IOCTL: errno.ENOTTY,  # every open() of Python's asks whether a file is a terminal
     Opcode.RELEASE: 0,
@@ -142,7 +148,7 @@ def negotiate(
     if (major, minor) < (wire.FUSE_KERNEL_VERSION, wire.OLDEST_MINOR):
         raise ProtocolError(
             f"the kernel speaks version {major}.{minor} of the FUSE protocol, "
-            f"{wire.FUSE_KERNEL_VERSION}.{wire.OLDEST_MINOR} (Linux 5.10) is needed"
+            f"{wire.FUSE_KERNEL_VERSION}.{wire.OLDEST_MINOR} (Linux 5.4) is needed"
         )
     offered = 0
     if len(request.body) >= wire.INIT_IN.size:

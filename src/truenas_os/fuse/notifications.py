@@ -89,7 +89,7 @@ def poll(kh: int) -> Notice:
 class _Retrieval:
     def __init__(self) -> None:
         self.answered = anyio.Event()
-        self.data = b""
+        self.data: bytes | None = None
 
 
 class Notifier:
@@ -176,7 +176,9 @@ class Notifier:
         try:
             await self.tell(retrieve(unique, inode, offset, size), False)
             await found.answered.wait()
-            return found.data
+            if found.data is None:
+                self._check_open()
+            return found.data or b""
         finally:
             self._retrievals.pop(unique, None)
 

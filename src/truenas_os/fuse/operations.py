@@ -2,7 +2,7 @@
 """The handlers that a filesystem may have, at the level of inodes."""
 
 import errno
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from .datatypes import (
@@ -79,6 +79,14 @@ class Operations:
 
     Implies ``default_permissions``. The kernel then tells no handler who asks, but for those that
     make something: the others get 0xFFFFFFFF as uid and gid. Linux 6.12.
+    """
+
+    interruptible: Collection[str] = frozenset(("setlk", "flock"))
+    """The names of the handlers that are cancelled when who waits for them gets a signal.
+
+    The caller then gets EINTR, and the handler must have left nothing half done; all others go on,
+    and their own reply counts. ``setlk`` and ``flock`` are cancelled only where they wait for a
+    lock.
     """
 
     # The session.
@@ -311,7 +319,11 @@ class Operations:
         _unimplemented()
 
     async def release(self, fh: FileHandleT) -> None:
-        """The last descriptor and the last mapping of the file are gone; errors reach nobody."""
+        """The last descriptor and the last mapping of the file are gone; errors reach nobody.
+
+        What the kernel has not sent when others unmount the filesystem, it never sends. Without an
+        ``open`` handler there are no releases, not even of what ``create`` has opened.
+        """
         _unimplemented()
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:

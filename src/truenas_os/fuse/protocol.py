@@ -16,6 +16,18 @@ from typing_extensions import Buffer
 
 from . import wire
 from .datatypes import EntryAttributes, FileInfo, FileLock, FileNameT, InodeT, StatvfsData
+from .wire import FOPEN_DIRECT_IO as FOPEN_DIRECT_IO
+from .wire import FOPEN_KEEP_CACHE as FOPEN_KEEP_CACHE
+from .wire import FOPEN_PURGE_ATTR as FOPEN_PURGE_ATTR
+from .wire import FOPEN_PURGE_UBC as FOPEN_PURGE_UBC
+from .wire import FUSE_ASYNC_READ as FUSE_ASYNC_READ
+from .wire import FUSE_CASE_INSENSITIVE as FUSE_CASE_INSENSITIVE
+from .wire import FUSE_KERNEL_MINOR_VERSION as FUSE_KERNEL_MINOR_VERSION
+from .wire import FUSE_KERNEL_VERSION as FUSE_KERNEL_VERSION
+from .wire import FUSE_POSIX_LOCKS as FUSE_POSIX_LOCKS
+from .wire import FUSE_ROOT_ID as FUSE_ROOT_ID
+from .wire import FUSE_VOL_RENAME as FUSE_VOL_RENAME
+from .wire import FUSE_XTIMES as FUSE_XTIMES
 from .wire import Opcode
 
 _NS: Final = 1_000_000_000
@@ -26,27 +38,46 @@ _FOREVER: Final = 1 << 62
 _Q = Struct("=Q")
 _I = Struct("=I")
 
-# Where the body of a request has fh, flags and lock_owner.
-_FH: Final = {
-    Opcode.READ: 0,
-    Opcode.WRITE: 0,
-    Opcode.RELEASE: 0,
-    Opcode.FSYNC: 0,
-    Opcode.FLUSH: 0,
-    Opcode.READDIR: 0,
-    Opcode.READDIRPLUS: 0,
-    Opcode.RELEASEDIR: 0,
-    Opcode.FSYNCDIR: 0,
-    Opcode.GETLK: 0,
-    Opcode.SETLK: 0,
-    Opcode.SETLKW: 0,
-    Opcode.IOCTL: 0,
-    Opcode.POLL: 0,
-    Opcode.FALLOCATE: 0,
-    Opcode.LSEEK: 0,
-    Opcode.COPY_FILE_RANGE: 0,
-    Opcode.COPY_FILE_RANGE_64: 0,
+# Where the body of a request has fh and lock_owner; and where it has the flag without which it does
+# not, if there is one.
+_WITH_FH = (
+    Opcode.READ,
+    Opcode.WRITE,
+    Opcode.RELEASE,
+    Opcode.FSYNC,
+    Opcode.FLUSH,
+    Opcode.READDIR,
+    Opcode.READDIRPLUS,
+    Opcode.RELEASEDIR,
+    Opcode.FSYNCDIR,
+    Opcode.GETLK,
+    Opcode.SETLK,
+    Opcode.SETLKW,
+    Opcode.IOCTL,
+    Opcode.POLL,
+    Opcode.FALLOCATE,
+    Opcode.LSEEK,
+    Opcode.COPY_FILE_RANGE,
+    Opcode.COPY_FILE_RANGE_64,
+)
+_FH: Final = dict.fromkeys(_WITH_FH, (0, 0, 0)) | {
+    Opcode.GETATTR: (8, 0, wire.GETATTR_FH),
+    Opcode.STATX: (8, 0, wire.GETATTR_FH),
+    Opcode.SETATTR: (8, 0, wire.FATTR_FH),
 }
+_RELEASES_LOCKS = wire.RELEASE_FLUSH | wire.RELEASE_FLOCK_UNLOCK
+_LOCK_OWNER: Final = {
+    Opcode.FLUSH: (16, 0, 0),
+    Opcode.GETLK: (8, 0, 0),
+    Opcode.SETLK: (8, 0, 0),
+    Opcode.SETLKW: (8, 0, 0),
+    Opcode.RELEASE: (16, 12, _RELEASES_LOCKS),
+    Opcode.RELEASEDIR: (16, 12, _RELEASES_LOCKS),
+    Opcode.READ: (24, 20, wire.READ_LOCKOWNER),
+    Opcode.WRITE: (24, 20, wire.WRITE_LOCKOWNER),
+    Opcode.SETATTR: (24, 0, wire.FATTR_LOCKOWNER),
+}
+# Where it has flags and mode.
 _FLAGS: Final = {
     Opcode.OPEN: 0,
     Opcode.OPENDIR: 0,
@@ -76,16 +107,6 @@ _MODE: Final = {
     Opcode.MKDIR: 0,
     Opcode.CREATE: 4,
     Opcode.TMPFILE: 4,
-}
-_LOCK_OWNER: Final = {
-    Opcode.FLUSH: 16,
-    Opcode.RELEASE: 16,
-    Opcode.RELEASEDIR: 16,
-    Opcode.READ: 24,
-    Opcode.WRITE: 24,
-    Opcode.GETLK: 8,
-    Opcode.SETLK: 8,
-    Opcode.SETLKW: 8,
 }
 
 
@@ -151,11 +172,7 @@ class Request:
     @property
     def fh(self) -> int | None:
         """The handle of the open file that the request is about, if it says."""
-        if self.opcode == Opcode.GETATTR:
-            return self._at(_Q, 8) if (self._at(_I, 0) or 0) & wire.GETATTR_FH else None
-        if self.opcode == Opcode.SETATTR:
-            return self._at(_Q, 8) if (self._at(_I, 0) or 0) & wire.FATTR_FH else None
-        return self._field(_Q, _FH)
+        return self._told(_FH)
 
     @property
     def flags(self) -> int | None:
@@ -164,7 +181,7 @@ class Request:
         READ, WRITE and RELEASE have the flags that the file was opened with; FSYNC
         ``FSYNC_FDATASYNC``, locks ``LK_FLOCK``.
         """
-        return self._field(_I, _FLAGS)
+        return self._field(_FLAGS)
 
     @property
     def mode(self) -> int | None:
@@ -173,22 +190,29 @@ class Request:
         With ``enable_acl``, that is the mode before the umask was applied, which a directory's
         default ACL takes the place of.
         """
-        return self._field(_I, _MODE)
+        return self._field(_MODE)
 
     @property
     def lock_owner(self) -> int | None:
         """Who would own locks that the caller takes, if the request says; a number of no meaning.
 
-        FLUSH, RELEASE, locks; READ and WRITE where locks are mandatory; SETATTR of an open file.
+        FLUSH and locks; RELEASE that gives up flock(2) locks; READ, WRITE and SETATTR where the
+        kernel says it.
         """
-        if self.opcode == Opcode.SETATTR:
-            has = (self._at(_I, 0) or 0) & wire.FATTR_LOCKOWNER
-            return self._at(_Q, 24) if has else None
-        return self._field(_Q, _LOCK_OWNER)
+        return self._told(_LOCK_OWNER)
 
-    def _field(self, layout: Struct, offsets: dict[Opcode, int]) -> int | None:
+    def _told(self, places: dict[Opcode, tuple[int, int, int]]) -> int | None:
+        place = places.get(self.opcode)  # type: ignore[call-overload]
+        if place is None:
+            return None
+        offset, flags_offset, flag = place
+        if flag and not (self._at(_I, flags_offset) or 0) & flag:
+            return None
+        return self._at(_Q, offset)
+
+    def _field(self, offsets: dict[Opcode, int]) -> int | None:
         offset = offsets.get(self.opcode)  # type: ignore[call-overload]
-        return None if offset is None else self._at(layout, offset)
+        return None if offset is None else self._at(_I, offset)
 
     def _at(self, layout: Struct, offset: int) -> int | None:
         if offset + layout.size > len(self.body):

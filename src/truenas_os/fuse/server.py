@@ -7,6 +7,7 @@ import errno
 import functools
 import logging
 import os
+import stat
 from collections import deque
 from time import perf_counter
 from typing import Final, NamedTuple
@@ -44,6 +45,8 @@ _SMALL: Final = 4096
 _HEADER: Final = wire.OUT_HEADER.pack
 
 _UNANSWERED: Final = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET))
+# What is owed for each open file, whether or not anybody is left to take the reply.
+_RELEASES: Final = frozenset((Opcode.RELEASE, Opcode.RELEASEDIR))
 # What takes no slot of max_tasks: what must not wait, and what may wait for long.
 _SLOTLESS: Final = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.SETLKW))
 
@@ -84,22 +87,26 @@ class Server:
         *,
         max_tasks: int,
         grace: float,
+        root_mode: int = stat.S_IFDIR,
         request_timeout: int = 0,
     ) -> None:
         self.fd: int = fd
         self.features: Features | None = None
         self.end: SessionEnd | None = None
         self.error: BaseException | None = None
+        self.deadline: float | None = None
         self.ready: anyio.Event = anyio.Event()
         self.ended: anyio.Event = anyio.Event()
         self.finished: anyio.Event = anyio.Event()
         self.notifier: Notifier = Notifier(fd)
         self._operations = operations
-        self._handlers = Handlers(operations, functools.partial(PollHandle, self.notifier))
+        make_handle = functools.partial(PollHandle, self.notifier)
+        self._handlers = Handlers(operations, make_handle, root_mode)
         self._table = self._handlers.table
         self._loop = loop
         self._max_tasks = max_tasks
-        # Seconds for which handlers may go on when there is nobody left to reply to.
+        # Seconds for which handlers may go on when there is nobody left to reply to, unless there
+        # is a deadline on the event loop's clock.
         self._grace = grace
         self._request_timeout = request_timeout
         self._backing = Backing(fd)
@@ -116,7 +123,7 @@ class Server:
         self._counts = [0] * 64
         # How many requests have come once more while they were being served.
         self._recognized = 0
-        self._destroyed = False
+        self._disowned = False
         own(self)
 
     @property
@@ -137,32 +144,53 @@ class Server:
         """Serve until the end, and clean up."""
         try:
             async with self._loop.handlers():
-                self._loop.watch(self.fd, self.drain)
-                await self.ended.wait()
-                with anyio.move_on_after(self._grace):
-                    while self._active:
-                        self._idle = anyio.Event()
-                        await self._idle.wait()
+                try:
+                    self._watch()
+                    await self.ended.wait()
+                    await self._wait_for_handlers()
+                finally:
+                    self._queue.clear()
         finally:
             self.stop(SessionEnd.CLOSED)
-            if self.fd >= 0:
-                self._backing.close()
-                await self._destroy()
-                self.notifier.close()
+            if not self._disowned:
+                try:
+                    await self._destroy()
+                finally:
+                    self.hang_up()
+
+    async def _wait_for_handlers(self) -> None:
+        deadline = self.deadline
+        if deadline is None:
+            deadline = anyio.current_time() + self._grace
+        with anyio.CancelScope(deadline=deadline):
+            while self._active or self._queue:
+                self._idle = anyio.Event()
+                await self._idle.wait()
+
+    def _watch(self) -> None:
+        try:
+            self._loop.watch(self.fd, self.drain)
+        except OSError as error:
+            self.error = error
+            self.stop(SessionEnd.FAILED)
 
     def is_asking(self) -> bool:
         """Whether what runs is a handler of this server, whose request is not answered yet."""
         current = serving.get(None)
         return current is not None and current[0] is self and not current[1].answered
 
+    def hang_up(self) -> None:
+        """Have no more to do with the descriptor: handlers that are late must not write to it."""
+        self._backing.close()
+        self.notifier.close()
+        self.fd = -1
+
     def disown(self) -> None:
         """Be of no further use, in a forked child."""
+        self._disowned = True
         self.fd = -1
 
     async def _destroy(self) -> None:
-        if self._destroyed:
-            return
-        self._destroyed = True
         try:
             pending = self._operations.destroy()
             if pending is not None:
@@ -172,13 +200,17 @@ class Server:
             _log.exception("destroy has raised an exception")
 
     def stop(self, end: SessionEnd) -> None:
-        """Take no more requests; those that wait are not served any more."""
+        """Take no more requests; of those that wait, only releases are still served."""
         # A forked child has the event loop's descriptors, but they are the parent's.
-        if self.end is None and self.fd >= 0:
+        if self.end is None and not self._disowned:
             self.end = end
             self._loop.unwatch()
-            while self._queue:
-                self._reply_error(self._queue.popleft()[1], errno.EIO)
+            waiting, self._queue = self._queue, deque()
+            for handler, request in waiting:
+                if request.opcode in _RELEASES:
+                    self._queue.append((handler, request))
+                else:
+                    self._reply_error(request, errno.EIO)
             for request in self._active.values():
                 self._interrupt(request)
             self.ready.set()
@@ -345,6 +377,8 @@ class Server:
                 self._loop.spawn(self._catch_up)
                 return
             self._start(*self._queue.popleft())
+        if not self._active and not self._queue:
+            self._idle.set()
 
     async def _handle(self, handler: Handler, request: Request) -> None:
         serving.set((self, request))
@@ -352,7 +386,7 @@ class Server:
             body = await handler(request)
         except (FUSEError, OSError) as error:
             code = error.errno
-            if code is None or not 0 < code <= wire.ERRNO_MAX:
+            if not isinstance(code, int) or not 0 < code <= wire.ERRNO_MAX:
                 _log.exception("%s: %r is no errno that the kernel takes", request, code)
                 code = errno.EIO
         except ProtocolError as error:
@@ -361,7 +395,9 @@ class Server:
         except Exception:
             _log.exception("%s: the handler has raised an exception", request)
             code = errno.EIO
-        except BaseException:  # cancelled with the event loop, most likely
+        except BaseException:
+            if self.end is None:  # or it is cancelled with the event loop
+                _log.exception("%s: the handler has not returned", request)
             self._reply_error(request, errno.EIO)
             raise
         else:

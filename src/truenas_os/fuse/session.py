@@ -18,7 +18,7 @@ from .datatypes import FileNameT, InodeT
 from .forks import check_process
 from .loops import Loop, running_loop
 from .mounting import FuseMount, open_mount
-from .negotiation import Features
+from .negotiation import INTERRUPTIBLE, Features
 from .operations import Operations
 from .options import MountOptions, parse_options
 from .pathcallbacks import PathOperations
@@ -56,6 +56,10 @@ class Session:
             raise ValueError(
                 "enable_passthrough and enable_writeback_cache exclude each other: "
                 "the filesystem's class must set one of them to False"
+            )
+        if unknown := {*operations.interruptible} - {*INTERRUPTIBLE.values(), "setlk", "flock"}:
+            raise ValueError(
+                f"interruptible: {', '.join(sorted(unknown))}: there is no such handler"
             )
         if operations.enable_acl or operations.enable_idmap:
             options.settings["default_permissions"] = True
@@ -168,10 +172,13 @@ class Session:
             loop,
             max_tasks=self._max_tasks,
             grace=self._timeout,
+            root_mode=self._mount.root_mode,
             request_timeout=self._options.request_timeout,
         )
         loop.spawn(self._run)
         await server.ready.wait()
+        if isinstance(server.error, OSError):
+            raise server.error
         if server.features is None:
             error = OSError(errno.EPROTO, os.strerror(errno.EPROTO), self._mountpoint)
             raise error from server.error
@@ -238,10 +245,11 @@ class Session:
         try:
             if server is not None and mount.attached:
                 if server.end is None:
+                    # What unmounting takes is not given once more to handlers that do not return.
+                    server.deadline = anyio.current_time() + self._timeout
                     await self._unmount(mount, server)
                 else:  # an abort leaves the mount behind
-                    with contextlib.suppress(OSError):  # the guard will go on trying
-                        await offload(mount.detach, certain=True)
+                    await offload(mount.take_away, certain=True)
         finally:
             try:
                 if server is not None:
@@ -268,6 +276,10 @@ class Session:
         if self._mount is not None and self._closing is None and self.is_ours:
             self._closing = anyio.Event()
             self._closing.set()
+            if self._server is not None:
+                self._server.hang_up()
+                with contextlib.suppress(RuntimeError):  # the event loop may be closed
+                    self._server.stop(SessionEnd.CLOSED)
             self._mount.close(leave=not unmount)
 
     # What it tells the kernel.

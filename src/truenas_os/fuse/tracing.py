@@ -6,10 +6,21 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 from .current import active_session
 
 _log = logging.getLogger("truenas_os.fuse")
+
+
+def stack_of(coroutine: Any) -> str:
+    """Where a coroutine waits that does not run now, the outermost call first."""
+    frames: list[tuple[FrameType, int]] = []
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        frames.append((frame, frame.f_lineno))
+        coroutine = coroutine.cr_await
+    return "".join(traceback.StackSummary.extract(iter(frames)).format())
 
 
 def log_stacks() -> None:

@@ -13,7 +13,7 @@ from typing import Final
 FUSE_KERNEL_VERSION: Final = 7
 FUSE_KERNEL_MINOR_VERSION: Final = 45
 OLDEST_MINOR: Final = 31
-"""Of Linux 5.10. What is older is refused."""
+"""Of Linux 5.4. What is older is refused."""
 FUSE_ROOT_ID: Final = 1
 PAGE: Final = mmap.PAGESIZE
 NAME_MAX: Final = 1024
