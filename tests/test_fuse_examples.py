@@ -4,6 +4,7 @@
 import hashlib
 import os
 import re
+import stat
 import tarfile
 import textwrap
 import zipfile
@@ -261,6 +262,18 @@ def test_there_may_be_more_files_than_descriptors(tmp_path):
         assert len(os.listdir(f"/proc/{served.process.pid}/fd")) < 1024
 
 
+def test_an_option_that_is_given_takes_the_place_of_a_default(tmp_path):
+    (tmp_path / "source").mkdir()
+    for number in range(4):  # it was a matter of chance
+        base = tmp_path / str(number)
+        base.mkdir()
+        options = ("-o", "ro,fsname=theirs,rw")
+        with mounted_example("mirror.py", tmp_path / "source", base, *options) as run:
+            assert run("print(os.listdir(top))") == "[]\n"
+            (mount,) = (m for m in kernel.mountinfo() if m.mount_point == f"{base}/top")
+            assert (mount.source, mount.options.split(",")[0]) == ("theirs", "rw")
+
+
 # What is in an archive.
 
 
@@ -325,28 +338,89 @@ def test_an_archive_is_browsed(packed, tmp_path, kind):
 
 
 def test_an_archive_of_somebody_who_means_harm_is_browsed(tmp_path):
-    path = tmp_path / "content.tar"
+    path = tmp_path / "content\\"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         for name, kind, fields in (
             ("d", tarfile.DIRTYPE, {"mode": 0o755}),
             ("d/d", tarfile.LNKTYPE, {"linkname": "d"}),
             ("large", tarfile.REGTYPE, {"uid": 1 << 33, "gid": 7}),
+            (".", tarfile.REGTYPE, {}),
+            ("./", tarfile.SYMTYPE, {"linkname": "/etc"}),
+            ("n" * 1025, tarfile.REGTYPE, {}),
+            ("d/" + "n" * 1025 + "/file", tarfile.REGTYPE, {}),
+            ("nul", tarfile.REGTYPE, {"pax_headers": {"path": "n\0l"}}),
+            ("long", tarfile.SYMTYPE, {"linkname": "t" * 4096}),
+            ("empty", tarfile.SYMTYPE, {"linkname": ""}),
+            ("infinite", tarfile.REGTYPE, {"pax_headers": {"mtime": "inf"}}),
+            ("none", tarfile.REGTYPE, {"pax_headers": {"mtime": "nan"}}),
+            ("far", tarfile.REGTYPE, {"pax_headers": {"mtime": "-1e30"}}),
         ):
-            info = tarfile.TarInfo(name)
-            info.type = kind
-            for field, value in fields.items():
-                setattr(info, field, value)
-            archive.addfile(info)
+            add(archive, name, kind, fields)
+        numbers = {"devmajor": -5, "devminor": 3}, {"devmajor": 1 << 40, "devminor": 3}
+        archive.format = tarfile.GNU_FORMAT
+        for name, fields in zip(("device", "devices"), numbers, strict=True):
+            add(archive, name, tarfile.CHRTYPE, fields)
+        # What is in the archive is no archive.
+        with zipfile.ZipFile(tmp_path / "inner.zip", "w") as inner:
+            inner.writestr("file", "content")
+        archive.add(tmp_path / "inner.zip", "inner.zip")
+    with mounted_example("archive.py", path, tmp_path) as run:
+        (source,) = (m.source for m in kernel.mountinfo() if m.mount_point == f"{tmp_path}/top")
+        out = run(
+            """
+            os.chdir(top)
+            print(sorted(os.listdir()), os.path.isdir("d/d"), os.listdir("d"))
+            found = os.stat("large")
+            print(found.st_uid, found.st_gid)
+            print([os.stat(name).st_mtime_ns for name in ("infinite", "none", "far")])
+            print([os.stat(name).st_rdev for name in ("device", "devices")])
+            """
+        )
+    assert source == str(path)
+    names = ["d", "device", "devices", "far", "infinite", "inner.zip", "large", "none"]
+    assert out.splitlines() == [
+        f"{names} False ['d']",
+        "65534 7" if IS_ROOT else "65534 65534",
+        "[0, 0, 0]",
+        "[0, 0]",
+    ]
+
+
+def add(archive, name, kind, fields):
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    for field, value in fields.items():
+        setattr(info, field, value)
+    archive.addfile(info)
+
+
+def test_a_zip_of_somebody_who_means_harm_is_browsed(tmp_path):
+    path = tmp_path / "content.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("file", "content")
+        archive.writestr("n" * 1025, "")
+        for name, target in (("link", "file"), ("secret", "file"), ("long", "t" * 4096)):
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(info, target)
+        archive.writestr("huge", "x")
+        archive.filelist[-1].file_size = 1 << 63
+    content = bytearray(path.read_bytes())
+    # In its header and in the list at the end, one says that it is encrypted.
+    name = content.index(b"secret")
+    content[name - 24] |= 1
+    content[content.index(b"secret", name + 1) - 38] |= 1
+    path.write_bytes(content)
     with mounted_example("archive.py", path, tmp_path) as run:
         out = run(
             """
-            print(sorted(os.listdir(top)), os.path.isdir(top + "/d/d"))
-            found = os.stat(top + "/large")
-            print(found.st_uid, found.st_gid)
+            os.chdir(top)
+            print({name: os.lstat(name).st_size for name in sorted(os.listdir())})
+            print([name for name in os.listdir() if os.path.islink(name)], os.readlink("link"))
             """
         )
-    assert out.splitlines()[0] == "['d', 'large'] False"
-    assert out.splitlines()[1] == ("65534 7" if IS_ROOT else "65534 65534")
+    sizes = {"file": 7, "huge": (1 << 63) - 1, "link": 4, "long": 4096, "secret": 4}
+    assert out.splitlines() == [str(sizes), "['link'] file"]
 
 
 def test_an_archive_says_what_it_is_asked(packed, tmp_path):

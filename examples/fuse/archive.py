@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """A filesystem that shows what is in a .tar (also a compressed one) or a .zip; it changes nothing.
 
-Usage: archive.py ARCHIVE MOUNTPOINT. Ctrl-C or umount end it.
+Usage: archive.py ARCHIVE MOUNTPOINT. Ctrl-C or umount end it. A name or a symlink's target that is
+too long for Linux is left out.
 
 The callbacks are plain functions that are given paths. They are called one at a time, on a thread,
 so they need no locks although an archive has one position to read from.
@@ -13,12 +14,14 @@ import asyncio
 import contextlib
 import errno
 import itertools
+import lzma
 import os
 import posixpath
 import stat
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -37,11 +40,40 @@ KINDS = {
     tarfile.CHRTYPE: stat.S_IFCHR,
     tarfile.BLKTYPE: stat.S_IFBLK,
 }
+# What reading an archive raises that is damaged.
+DAMAGE = (EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+LONGEST_NAME, LONGEST_TARGET = 1024, 4095  # in bytes
+LARGEST = (1 << 63) - 1
 
 
 def owner(number: int) -> int:
     """An id that Linux has, nobody's in place of one that it has not."""
     return number if 0 <= number < 1 << 32 else 65534
+
+
+def device(major: int, minor: int) -> int:
+    """The number of a device, 0 in place of one that Linux cannot have."""
+    return os.makedev(major, minor) if 0 <= major < 1 << 12 and 0 <= minor < 1 << 20 else 0
+
+
+def file_size(number: int) -> int:
+    """The size that a file can have which is closest to it."""
+    return min(max(number, 0), LARGEST)
+
+
+def moment(seconds: float) -> int:
+    """A time in nanoseconds; the year 1970 in place of one that is far away, or is no number."""
+    return int(seconds * 10**9) if abs(seconds) < 1 << 33 else 0
+
+
+def is_target(path: bytes) -> bool:
+    """Whether a symlink can lead there."""
+    return 0 < len(path) <= LONGEST_TARGET and b"\0" not in path
+
+
+def is_name(part: str) -> bool:
+    """Whether it can be a name in a directory."""
+    return len(os.fsencode(part)) <= LONGEST_NAME and "\0" not in part
 
 
 class Member:
@@ -68,15 +100,17 @@ class Tar:
                 st_mode=KINDS[info.type] | info.mode & 0o7777,
                 st_uid=owner(info.uid),
                 st_gid=owner(info.gid),
-                st_size=info.size,
-                st_rdev=os.makedev(info.devmajor, info.devminor) if info.isdev() else 0,
+                st_size=file_size(info.size),
+                st_rdev=device(info.devmajor, info.devminor) if info.isdev() else 0,
             )
-            attr.st_mtime_ns = attr.st_atime_ns = attr.st_ctime_ns = int(info.mtime * 10**9)
+            attr.st_mtime_ns = attr.st_atime_ns = attr.st_ctime_ns = moment(info.mtime)
             if info.islnk():
                 yield info.name, Member(attr, "link", info.linkname)
             elif info.issym():
-                attr.st_size = len(os.fsencode(info.linkname))
-                yield info.name, Member(attr, None, info.linkname)
+                target = os.fsencode(info.linkname)
+                attr.st_size = len(target)
+                if is_target(target):
+                    yield info.name, Member(attr, None, info.linkname)
             else:
                 yield info.name, Member(attr, info)
 
@@ -97,14 +131,20 @@ class Zip:
             mode = info.external_attr >> 16
             permissions = stat.S_IMODE(mode) or (0o755 if info.is_dir() else 0o644)
             kind = stat.S_IFDIR if info.is_dir() else stat.S_IFREG
-            target = ""
-            if stat.S_ISLNK(mode):
-                kind, target = stat.S_IFLNK, os.fsdecode(self._file.read(info))
-            attr = EntryAttributes(st_mode=kind | permissions, st_size=info.file_size)
+            target = self._target(info) if stat.S_ISLNK(mode) else b""
+            if is_target(target):
+                kind = stat.S_IFLNK
+            attr = EntryAttributes(st_mode=kind | permissions, st_size=file_size(info.file_size))
             attr.st_uid, attr.st_gid = os.getuid(), os.getgid()
-            moment = int(time.mktime((*info.date_time, 0, 0, -1))) * 10**9
-            attr.st_mtime_ns = attr.st_atime_ns = attr.st_ctime_ns = moment
-            yield info.filename, Member(attr, info, target)
+            modified = moment(time.mktime((*info.date_time, 0, 0, -1)))
+            attr.st_mtime_ns = attr.st_atime_ns = attr.st_ctime_ns = modified
+            yield info.filename, Member(attr, info, os.fsdecode(target))
+
+    def _target(self, info: zipfile.ZipInfo) -> bytes:
+        """Where a symlink leads, if that can be read; else it is shown as a file."""
+        with contextlib.suppress(RuntimeError, *DAMAGE):
+            return self._file.read(info) if info.file_size <= LONGEST_TARGET else b""
+        return b""
 
     def open(self, source: zipfile.ZipInfo) -> IO[bytes]:
         return self._file.open(source)
@@ -114,7 +154,8 @@ class Archive:
     """The filesystem."""
 
     def __init__(self, path: str) -> None:
-        self._archive = Zip(path) if zipfile.is_zipfile(path) else Tar(path)
+        # Not the other way round: a tar may end with a zip.
+        self._archive = Tar(path) if tarfile.is_tarfile(path) else Zip(path)
         self._moment = os.stat(path).st_mtime_ns
         self._root = self._directory()
         for name, member in self._archive.members():
@@ -130,7 +171,10 @@ class Archive:
         # No name leads out of the root, or needs a directory that the archive lacks.
         parts = [part for part in posixpath.normpath("/" + name).split("/") if part]
         if not parts:
-            self._root.attr = member.attr
+            if stat.S_ISDIR(member.attr.st_mode):
+                self._root.attr = member.attr
+            return
+        if not all(map(is_name, parts)):
             return
         parent = self._root
         for part in parts[:-1]:
@@ -205,21 +249,26 @@ def main() -> None:
     )
     parser.add_argument("--debug", action="store_true", help="tell of each call")
     args = parser.parse_args()
-    archive = Archive(args.archive)
-    name = os.path.abspath(args.archive).replace(",", "\\,")
-    asyncio.run(
-        fuse.path.main(
-            mountpoint=args.mountpoint,
-            mountopts=f"ro,subtype=archive,fsname={name},{args.options}",
-            debug=args.debug,
-            getattr=archive.getattr,
-            readlink=archive.readlink,
-            readdir=archive.readdir,
-            open=archive.open,
-            read=archive.read,
-            release=archive.release,
-        )
+    try:
+        archive = Archive(args.archive)
+    except (ValueError, *DAMAGE):
+        parser.error(f"{args.archive} is no .tar or .zip, or it is damaged")
+    name = os.path.abspath(args.archive).replace("\\", "\\\\").replace(",", "\\,")
+    serving = fuse.path.main(
+        mountpoint=args.mountpoint,
+        mountopts=f"ro,subtype=archive,fsname={name},{args.options}",
+        debug=args.debug,
+        getattr=archive.getattr,
+        readlink=archive.readlink,
+        readdir=archive.readdir,
+        open=archive.open,
+        read=archive.read,
+        release=archive.release,
     )
+    try:
+        asyncio.run(serving)
+    except ValueError as error:  # as for an option that there is not
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

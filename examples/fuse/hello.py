@@ -7,7 +7,6 @@ Usage: hello.py MOUNTPOINT, and ``cat MOUNTPOINT/message`` elsewhere. Ctrl-C or 
 
 import argparse
 import asyncio
-import contextlib
 import errno
 import os
 import stat
@@ -55,16 +54,14 @@ class Hello(fuse.Operations):
         return CONTENT[off : off + size]
 
 
-async def serve(mountpoint):
-    async with fuse.mount(Hello(), mountpoint, fsname="hello") as session:
-        await session.wait()
-
-
 def main():
     parser = argparse.ArgumentParser(description="A filesystem with one file, named message.")
     parser.add_argument("mountpoint")
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(parser.parse_args().mountpoint))
+    fuse.init(Hello(), parser.parse_args().mountpoint, {"fsname=hello", *fuse.default_options})
+    try:
+        asyncio.run(fuse.main())
+    finally:
+        fuse.close()
 
 
 if __name__ == "__main__":

@@ -726,8 +726,12 @@ def main() -> None:
     parser.add_argument("--writeback", action="store_true", help="let the kernel gather writes")
     args = parser.parse_args()
     size = (args.size or memory() // 2) << 20
-    options = {"fsname=memory", *fuse.default_options, *filter(None, args.options.split(","))}
-    fuse.init(Memory(size, writeback=args.writeback), args.mountpoint, options)
+    # Of those that exclude each other, the last one counts.
+    options = ["fsname=memory", *fuse.default_options, *filter(None, args.options.split(","))]
+    try:
+        fuse.init(Memory(size, writeback=args.writeback), args.mountpoint, options)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         asyncio.run(fuse.main())
     finally:

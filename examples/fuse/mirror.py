@@ -191,9 +191,13 @@ def main() -> None:
     os.umask(0)  # the kernel applies the caller's
     # Keep the capabilities of root, such as to make files in any directory, when acting for others.
     libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
-    options = {*fuse.default_options, *filter(None, args.options.split(","))}
-    mirror = Mirror(os.path.abspath(args.source))
-    fuse.init(mirror, args.mountpoint, options | {f"fsname={args.source}"})
+    # Of those that exclude each other, the last one counts.
+    options = [f"fsname={args.source}", *fuse.default_options]
+    options += filter(None, args.options.split(","))
+    try:
+        fuse.init(Mirror(os.path.abspath(args.source)), args.mountpoint, options)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         asyncio.run(fuse.main())
     finally:
