@@ -3,12 +3,14 @@
 
 import contextlib
 import re
+import shlex
 import signal
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, environment, run, succeeded
+from command_line import COMMAND, environment, hostile, run, succeeded
 from filesystems import require_fuse
 from stuck import AMPLE, wait_until
 
@@ -45,6 +47,7 @@ def serving(*arguments, point):
 def test_every_example_has_a_help():
     assert {"hello", "memory", "passthrough"} <= {*NAMES}
     shown = succeeded("fuse", "--help").decode()
+    assert "The exit status is 0" in shown
     assert ", ".join(NAMES) in " ".join(shown.split())
     for name in NAMES:
         shown = succeeded("fuse", name, "--help").decode("ascii")
@@ -53,12 +56,13 @@ def test_every_example_has_a_help():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_unmounts_and_is_a_success(tmp_path, number):
+@pytest.mark.parametrize("program", [("memory", "--size", "1"), ("hello",)], ids=lambda p: p[0])
+def test_ctrl_c_unmounts_and_is_a_success(tmp_path, program, number):
     point = tmp_path / "point"
-    with serving("memory", "--size", "1", point=point) as (process, log):
-        subprocess.run(["sh", "-c", 'echo text > "$0/file"', point], check=True)
-        shown = subprocess.run(["cat", point / "file"], stdout=subprocess.PIPE, check=True).stdout
-        assert shown == b"text\n"
+    with serving(*program, point=point) as (process, log):
+        if program[0] == "memory":
+            subprocess.run(["sh", "-c", 'echo text > "$0/message"', point], check=True)
+        subprocess.run(["cat", point / "message"], stdout=subprocess.DEVNULL, check=True)
         process.send_signal(number)
         assert process.wait(AMPLE) == 0
     assert not is_mounted(point)
@@ -92,8 +96,47 @@ def test_a_mount_point_that_is_none_is_a_line_and_status_1(tmp_path):
     assert done.stderr.decode() == line
 
 
-@pytest.mark.parametrize("arguments", [(), ("other", "/mnt"), ("hello",), ("memory", "--other")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("other", "/mnt"),
+        ("hello",),
+        ("memory", "--other"),
+        ("memory", "-o", "bogus", "/mnt"),
+        ("mirror", "-o", "bogus", "/", "/mnt"),
+        ("archive", "/dev/null", "/mnt"),
+        ("archive", __file__, "/mnt"),
+    ],
+    ids=shlex.join,
+)
 def test_wrong_usage_is_status_2(arguments):
     done = run("fuse", *arguments)
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.startswith(b"usage: truenas-os fuse")
+    assert b"Traceback" not in done.stderr
+
+
+def test_an_option_that_an_archive_cannot_be_served_with_is_wrong_usage(tmp_path):
+    with zipfile.ZipFile(tmp_path / "content.zip", "w"):
+        pass
+    done = run("fuse", "archive", "-o", "bogus", tmp_path / "content.zip", tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"unknown option 'bogus'" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@hostile
+def test_wrong_usage_repeats_no_hostile_argument(name):
+    done = run("fuse", "memory", "/nonexistent", b"a" + name)
+    assert done.returncode == 2
+    assert re.findall(rb"[\x00-\x09\x0b-\x1f\x7f]", done.stderr) == []
+    assert b"\nlines" not in done.stderr
+
+
+def test_debug_behind_two_dashes_is_a_name(tmp_path):
+    require_fuse()
+    done = run("fuse", "passthrough", "--", "--debug", tmp_path, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"truenas-os: ")
+    assert b"--debug: No such file or directory" in done.stderr

@@ -8,7 +8,6 @@ becomes one line on stderr, and a group of them a line for each.
 
 import argparse
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module, metadata
 from typing import Any, NoReturn
@@ -32,9 +31,9 @@ exit status:
     0  success
     1  failure; a line on stderr for each says which
     2  wrong usage
-  130  ended by Ctrl-C (SIGINT)
+  130  ended by Ctrl-C (SIGINT), but for fuse
   141  ended because nobody reads the output any more (SIGPIPE)
-  143  ended by SIGTERM
+  143  ended by SIGTERM, but for fuse
 
 examples:
   truenas-os mounts /home
@@ -67,13 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-class _Parser(argparse.ArgumentParser):
-    """The messages of argparse repeat arguments as they came, control characters included."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(output.escaped(message, output.encoding_of(sys.stderr)))
-
-
 class _Version(argparse.Action):
     """Finding out the version takes longer than most commands do, so only on request."""
 
@@ -97,7 +89,7 @@ class _Completion(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = output.Parser(
         prog="truenas-os",
         description="Ask the Linux kernel about mounts and files; mount, walk, watch and serve.",
         epilog=_EPILOG,

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .output import Parser
+
 _DESCRIPTION = """\
 Serve a filesystem at a mount point, until it is unmounted. Ctrl-C and SIGTERM
 unmount it.
@@ -20,6 +22,9 @@ What each takes, 'truenas-os fuse NAME --help' tells; the last argument is the
 mount point.
 """
 _EPILOG = """\
+The exit status is 0 when the filesystem was unmounted, by Ctrl-C or SIGTERM
+too.
+
 With --debug there is a line on stderr for each request: what was asked, by
 which process, what the answer was (the size of the reply, or the error), and
 how long it took.
@@ -40,8 +45,8 @@ def register(commands: "argparse._SubParsersAction[Any]") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--debug", action="store_true", help="tell of every request")
-    parser.add_argument("name", metavar="NAME", choices=[*programs])
-    parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER)
+    # With a further argument for the rest, two dashes between them would be lost.
+    parser.add_argument("words", metavar="NAME", choices=[*programs], nargs=argparse.PARSER)
     parser.set_defaults(run=partial(_run, programs))
 
 
@@ -54,13 +59,17 @@ def _programs() -> dict[str, Path]:
 
 
 def _run(programs: dict[str, Path], arguments: argparse.Namespace) -> None:
-    program = programs[arguments.name]
-    rest = [argument for argument in arguments.arguments if argument != "--debug"]
-    if arguments.debug or rest != arguments.arguments:
+    name, *words = arguments.words
+    end = words.index("--") if "--" in words else len(words)
+    rest = [word for word in words[:end] if word != "--debug"] + words[end:]
+    if arguments.debug or "--debug" in words[:end]:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("truenas_os.fuse").setLevel(logging.DEBUG)
-    # As if it had been called itself: it may import what is beside it.
-    sys.argv = [f"truenas-os fuse {arguments.name}", *rest]
+    program = programs[name]
+    # As if it had been called itself, but for what it says of hostile arguments: it may import what
+    # is beside it.
+    argparse.ArgumentParser.error = Parser.error  # type: ignore[assignment, method-assign]
+    sys.argv = [f"truenas-os fuse {name}", *rest]
     sys.path.insert(0, str(program.parent))
     main = sys.modules["__main__"] = ModuleType("__main__")
     main.__file__ = str(program)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """What reaches stdout and stderr: names made harmless, JSON, writes that fail."""
 
+import argparse
 import contextlib
 import errno
 import io
@@ -9,7 +10,7 @@ import os
 import stat
 import sys
 from enum import IntFlag
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 
 def gather() -> None:
@@ -124,6 +125,16 @@ def explained(error: OSError) -> str:
     if notes := getattr(error, "__notes__", ()):
         text += f" ({'; '.join(notes)})"
     return text
+
+
+_error = argparse.ArgumentParser.error
+
+
+class Parser(argparse.ArgumentParser):
+    """The messages of argparse repeat arguments as they came, control characters included."""
+
+    def error(self, message: str) -> NoReturn:
+        _error(self, escaped(message, encoding_of(sys.stderr)))
 
 
 def write_error(message: str) -> None:
