@@ -18,7 +18,7 @@ from .datatypes import ENOATTR, XATTR_CREATE, XATTR_REPLACE, FileInfo, FUSEError
 from .options import parse_options
 from .pathcallbacks import CALLBACKS, Flock, PathOperations
 from .pathcalls import Context, PollHandle, fuse_get_context, notify_poll, pollhandle_destroy
-from .program import wait_for, watch_signals
+from .program import ended_by_signals, wait_for
 from .session import Session
 
 __all__ = [
@@ -98,8 +98,8 @@ async def main(
     async with session:
         stop = anyio.Event()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch_signals, stop)
             tasks.start_soon(wait_for, session, stop)
-            await stop.wait()
+            with ended_by_signals(stop):
+                await stop.wait()
             tasks.cancel_scope.cancel()
     await session.wait()

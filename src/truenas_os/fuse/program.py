@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """A process that is one filesystem: init, main, terminate, close, as asyncio bindings have them."""
 
+import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Final
 
 import anyio
 
@@ -24,6 +26,9 @@ _log = logging.getLogger("truenas_os.fuse")
 
 trio_token: Any = None
 """The token of the trio run in which :func:`main` serves, else None."""
+
+# Whose handlers of SIGINT cancel what they run.
+_RUNNERS: Final = ("asyncio.runners", "trio._core._ki")
 
 _session: Session | None = None
 _stop: anyio.Event | None = None
@@ -68,15 +73,15 @@ async def main(min_tasks: int = 1, max_tasks: int = MAX_TASKS) -> None:
     stop = _stop = anyio.Event()
     trio_token = _current_trio_token()
     try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch_signals, stop)
-            try:
-                await session.serve()
-                tasks.start_soon(wait_for, session, stop)
-                await stop.wait()
-            finally:
-                await session.aclose()
-            tasks.cancel_scope.cancel()
+        with ended_by_signals(stop):
+            async with anyio.create_task_group() as tasks:
+                try:
+                    await session.serve()
+                    tasks.start_soon(wait_for, session, stop)
+                    await stop.wait()
+                finally:
+                    await session.aclose()
+                tasks.cancel_scope.cancel()
         await session.wait()
     finally:
         _stop = trio_token = None
@@ -95,36 +100,83 @@ def _current_trio_token() -> Any:
     return lowlevel.current_trio_token() if in_trio else None
 
 
-async def watch_signals(stop: anyio.Event) -> None:
-    """Set *stop* for SIGINT and SIGTERM, in the main thread and unless they have handlers."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    with _signals_to_handle() as signals:
-        if signals:
-            with anyio.open_signal_receiver(*signals) as received:
-                async for number in received:
-                    _log.info("ending because of %s", signal.Signals(number).name)
-                    stop.set()
-                    return
+# Whom signals end: what each of them waits for, and how it is told in its event loop. While there
+# is anybody, the handlers that the signals had before are kept here.
+_ending: dict[anyio.Event, Callable[..., object]] = {}
+_before: dict[int, Any] = {}
 
 
 @contextlib.contextmanager
-def _signals_to_handle() -> Iterator[list[signal.Signals]]:
-    """Those that end the process or the event loop, whose handlers are restored afterwards."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ours = [number for number, handler in before.items() if _is_default(handler)]
+def ended_by_signals(stop: anyio.Event) -> Iterator[None]:
+    """Set *stop* for SIGINT and SIGTERM, in the main thread and unless they have handlers.
+
+    All end together. The handlers that there were before the first of them are restored for the
+    last, for a second signal, and in a forked child.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _ending[stop] = _teller()
+    if not _before:
+        _take_signals()
     try:
-        yield ours
+        yield
     finally:
-        for number in ours:
-            signal.signal(number, before[number])
+        _ending.pop(stop, None)
+        if not _ending:
+            _give_back_signals()
+
+
+def _teller() -> Callable[..., object]:
+    """What a signal's handler is to call a function through."""
+    token = _current_trio_token()
+    if token is None:
+        return asyncio.get_running_loop().call_soon_threadsafe
+    tell: Callable[..., object] = token.run_sync_soon
+    return tell
+
+
+def _take_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if _is_default(handler := signal.getsignal(number)):
+            _before[number] = handler
+            signal.signal(number, _received)
+
+
+def _give_back_signals() -> None:
+    while _before:
+        number, handler = _before.popitem()
+        if signal.getsignal(number) is _received:
+            signal.signal(number, handler)
+
+
+def _start_without() -> None:
+    _ending.clear()
+    _give_back_signals()
+
+
+os.register_at_fork(after_in_child=_start_without)
+
+
+def _received(number: int, frame: object) -> None:
+    _give_back_signals()
+    while _ending:
+        stop, tell = _ending.popitem()
+        with contextlib.suppress(RuntimeError):  # its event loop has ended without it
+            tell(_end, stop, number)
+
+
+def _end(stop: anyio.Event, number: int) -> None:
+    _log.info("ending because of %s", signal.Signals(number).name)
+    stop.set()
 
 
 def _is_default(handler: Any) -> bool:
+    """Whether it ends the process or the event loop."""
     if handler in (signal.SIG_DFL, signal.default_int_handler):
         return True
     function = getattr(handler, "func", handler)
-    return str(getattr(function, "__module__", "")).partition(".")[0] in ("asyncio", "trio")
+    return getattr(function, "__module__", "") in _RUNNERS
 
 
 def terminate() -> None:
