@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-_PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))
 # A fence, perhaps below a comment why it is not run, and perhaps above the fence of what it prints.
 _FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]*) -->\n\n?)?"
@@ -17,6 +17,7 @@ _FENCE = re.compile(
     r"(?:\n\n```text\n(?P<printed>.*?)^```$)?",
     re.DOTALL | re.MULTILINE,
 )
+_ANY_FENCE = re.compile(r"^[ \t>]*(?:```|~~~).*", re.MULTILINE)
 _LITERAL = re.compile(r"::\n\n((?:(?:    [^\n]*)?\n)+)")
 
 
@@ -30,8 +31,13 @@ class Block(NamedTuple):
     printed: str | None = None
 
 
+def unseen(text: str) -> list[str]:
+    """The fences that :func:`blocks` does not find: indented, without a language, of tildes."""
+    return _ANY_FENCE.findall(_FENCE.sub("", text))
+
+
 def blocks() -> Iterator[Block]:
-    for path in _PAGES:
+    for path in PAGES:
         text = path.read_text()
         for match in _FENCE.finditer(text):
             line = text[: match.start("code")].count("\n")

@@ -86,6 +86,16 @@ def test_every_block_is_run_or_says_why_not():
     first, second = (block.code for block in COMMANDS)
     assert first.endswith("-m truenas_os mounts\n")
     assert second == "scripts/test\n"
+    for path in documents.PAGES:
+        assert documents.unseen(path.read_text()) == [], path
+
+
+@pytest.mark.parametrize(
+    "fence",
+    ["```\nls\n```", "- so:\n  ```python\n  1\n  ```", "~~~sh\nls\n~~~", "````sh\nls\n````"],
+)
+def test_a_fence_that_would_not_be_run_is_seen_to(fence):
+    assert documents.unseen(f"# Page\n\n{fence}\n\n```python\n1\n```\n")
 
 
 @pytest.mark.parametrize(
