@@ -105,6 +105,7 @@ def test_a_mount_point_that_is_none_is_a_line_and_status_1(tmp_path):
         ("memory", "--other"),
         ("memory", "-o", "bogus", "/mnt"),
         ("mirror", "-o", "bogus", "/", "/mnt"),
+        ("passthrough", "-o", "bogus", "/", "/mnt"),
         ("archive", "/dev/null", "/mnt"),
         ("archive", __file__, "/mnt"),
     ],

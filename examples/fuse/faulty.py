@@ -334,7 +334,7 @@ def main() -> None:
     if "/" in args.control or args.control in ("", ".", ".."):
         parser.error("--control: a name without slashes is needed")
     prepare()
-    serve(Faulty(args.source, args.control), args, max_tasks=MANY)
+    serve(Faulty(args.source, args.control), parser, args, max_tasks=MANY)
 
 
 if __name__ == "__main__":

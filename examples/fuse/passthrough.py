@@ -548,11 +548,19 @@ def prepare() -> None:
     libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
 
 
-def serve(filesystem: Passthrough, args: argparse.Namespace, max_tasks: int = 99) -> None:
-    options = {*fuse.default_options, *filter(None, args.options.split(","))}
-    if not args.options.count("fsname="):
-        options.add(f"fsname={args.source}")
-    fuse.init(filesystem, args.mountpoint, options)
+def serve(
+    filesystem: Passthrough,
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    max_tasks: int = 99,
+) -> None:
+    # Of those that exclude each other, the last one counts.
+    options = [f"fsname={args.source}", *fuse.default_options]
+    options += filter(None, args.options.split(","))
+    try:
+        fuse.init(filesystem, args.mountpoint, options)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         asyncio.run(fuse.main(max_tasks=max_tasks))
     finally:
@@ -575,7 +583,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     prepare()
-    serve(Passthrough(args.source, args.timeout, args.passthrough), args)
+    serve(Passthrough(args.source, args.timeout, args.passthrough), parser, args)
 
 
 if __name__ == "__main__":
