@@ -194,6 +194,20 @@ async def test_context_variables_reach_the_worker_and_stay_there():
 
 
 @pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_what_a_finalizer_has_called_keeps_nobody_waiting():
+    await truenas_os.statx(AT_FDCWD, "/")
+    hangs, called = threading.Event(), threading.Event()
+    for function in (lambda: 1 // 0, hangs.wait, called.set):
+        _threads.in_background(function)
+    try:
+        assert await anyio.to_thread.run_sync(called.wait, AMPLE)
+        assert _threads._pool.supervisor.is_alive()
+    finally:
+        hangs.set()
+
+
+@pytest.mark.anyio
 async def test_completions_come_in_batches(monkeypatch):
     """Many calls, few wake-ups: on a slow machine too, one in each tick of the supervisor."""
     monkeypatch.setattr(_threads, "_GATHER", AMPLE)

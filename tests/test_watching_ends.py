@@ -4,6 +4,7 @@
 import fcntl
 import gc
 import os
+import select
 import signal
 import threading
 import warnings
@@ -75,6 +76,33 @@ async def test_a_closed_watch_is_over(face, mount_dir):
         async with block(changes):
             pass
     await face.call(changes.close if face.name == "blocking" else changes.aclose)
+
+
+@on_both_faces
+async def test_closing_again_touches_no_file_that_has_the_number_now(face, tmp_path):
+    changes = face.library.watch_mounts()
+    close = changes.close if face.name == "blocking" else changes.aclose
+    async with block(changes):
+        watch = changes._watcher if face.name == "blocking" else changes._begun[0]
+        number = int(watch._interruption)
+        await face.call(close)
+        os.dup2(os.open(tmp_path / "precious", os.O_CREAT | os.O_WRONLY), number)
+        watch.interrupt()
+        await face.call(close)
+    os.close(number)
+    assert (tmp_path / "precious").read_bytes() == b""
+
+
+@anyio_test
+async def test_of_several_tasks_that_begin_a_watch_one_does():
+    await warm_up()
+    before = kernel.open_fds()
+    changes = truenas_os.watch_mounts()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(changes.__aenter__)
+    await changes.aclose()
+    await fds_return_to(before)
 
 
 def test_the_snapshot_outlives_the_async_watch_and_needs_its_beginning():
@@ -187,6 +215,33 @@ async def test_a_watch_that_is_dropped_warns_and_leaves_no_descriptor(mount_dir)
     await fds_return_to(before)
 
 
+warnings_are_errors = pytest.mark.filterwarnings(
+    "error::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@anyio_test
+@warnings_are_errors
+async def test_a_watch_that_is_dropped_leaves_no_descriptor_where_warnings_are_errors():
+    await warm_up()
+    before = kernel.open_fds()
+    changes = truenas_os.watch_mounts()
+    await changes.__aenter__()
+    del changes
+    gc.collect()
+    await fds_return_to(before)
+
+
+@warnings_are_errors
+def test_a_watch_that_is_dropped_in_a_thread_leaves_none_either():
+    before = kernel.open_fds()
+    changes = blocking.watch_mounts()
+    changes.__enter__()
+    del changes
+    gc.collect()
+    assert kernel.open_fds() == before
+
+
 def test_a_watch_that_is_dropped_in_a_thread_warns_and_leaves_no_descriptor():
     before = kernel.open_fds()
     changes = iter(blocking.watch_mounts(initial=True))
@@ -269,6 +324,25 @@ async def test_a_cancelled_wait_loses_nothing(mount_dir):
         with anyio.fail_after(AMPLE):
             while not replayed.is_true():
                 replayed.apply(await anext(changes))
+
+
+@anyio_test
+async def test_who_is_cancelled_when_a_batch_has_come_loses_nothing(mount_dir):
+    class Cancelling:
+        async def wait(self):
+            try:
+                await anyio.sleep_forever()
+            finally:  # the batch is there
+                scope.cancel()
+
+    async with truenas_os.watch_mounts(stop_event=Cancelling()) as changes:
+        make(mount_dir)
+        with anyio.CancelScope() as scope:
+            await anext(changes)
+        assert scope.cancelled_caught
+        with anyio.fail_after(AMPLE):
+            (event,) = await anext(changes)
+    assert event.kind is truenas_os.MountEventKind.ATTACHED
 
 
 @anyio_test
@@ -388,8 +462,25 @@ def test_a_forked_child_may_not_ask_and_takes_nothing_from_its_parent(mount_dir,
         make(mount_dir)
         told = in_child(lambda: next(changes))
         assert told.startswith("RuntimeError mounts are watched by the process that began")
-        assert in_child(changes.close) == "None"
         assert len(next(changes)) == 1
+        assert in_child(changes.close) == "None"
+        # Nobody is woken by it.
+        assert select.select([changes._watcher], [], [], 0)[0] == []
+
+
+def test_a_forked_child_may_close_a_watch_that_a_thread_of_its_parent_waits_for(mount_dir):
+    def close():
+        signal.alarm(AMPLE)
+        changes.close()
+
+    changes = blocking.watch_mounts(interval=None)
+    with changes:
+        consumer = threading.Thread(target=list, args=[changes])
+        consumer.start()
+        wait_until(changes._waiting.locked, "the thread")
+        assert in_child(close) == "None"
+    consumer.join(AMPLE)
+    assert not consumer.is_alive()
 
 
 def test_a_forked_child_may_not_ask_in_an_event_loop_of_its_own(mount_dir):

@@ -198,7 +198,7 @@ class _Pool:
                 if isinstance(message, _Portal):
                     watched.add(message)
                 else:
-                    message()
+                    _call_elsewhere(message)
                 del message
             except Empty:
                 pass
@@ -562,8 +562,17 @@ def _portal() -> _Portal:
     return portal
 
 
+def _call_elsewhere(function: Callable[[], object]) -> None:
+    # On a thread of its own: it may wait and fail, the supervisor may not.
+    try:
+        threading.Thread(target=function, name="truenas_os closing", daemon=True).start()
+    except RuntimeError:  # the system has no more threads
+        with contextlib.suppress(Exception):
+            function()
+
+
 def in_background(function: Callable[[], object]) -> None:
-    """Call *function*, which must not wait for long, elsewhere; even for a finalizer."""
+    """Call *function* on another thread; even for a finalizer."""
     if _pool.supervisor is None:  # in a forked child
         function()
     else:

@@ -56,7 +56,11 @@ class MountWatch(AsyncIterator[tuple[MountEvent, ...]]):
         if self._closed:
             raise ValueError("this watch is closed")
         if self._begun is None:
-            self._begun = await offload(_begin, self._options, late=_end)
+            begun = await offload(_begin, self._options, late=_end)
+            if self._begun is not None or self._closed:  # another task was sooner
+                await offload(_end, begun, certain=True)
+                return await self._begin()
+            self._begun = begun
         return self._begun[0]
 
     async def __aenter__(self) -> Self:
@@ -74,8 +78,10 @@ class MountWatch(AsyncIterator[tuple[MountEvent, ...]]):
     def __del__(self) -> None:
         # The watcher itself would close on the event loop, and that takes the kernel 10 ms.
         if (begun := getattr(self, "_begun", None)) is not None and not begun[0].closed:
-            begun[0].warn_of_drop()
-            in_background(begun[0].close)
+            try:
+                begun[0].warn_of_drop()
+            finally:
+                in_background(begun[0].close)
 
     async def aclose(self) -> None:
         """End the watch; another task that waits for its next batch gets StopAsyncIteration."""
@@ -114,28 +120,29 @@ class MountWatch(AsyncIterator[tuple[MountEvent, ...]]):
 
     async def _next_batch(self, watcher: MountWatcher) -> tuple[MountEvent, ...] | None:
         """The next batch; None at the end."""
-        if self._stop_event is None:
-            return await self._looked_for(watcher)
-        batch = error = None
-        async with anyio.create_task_group() as group:
-            group.start_soon(_cancel_when, self._stop_event, group.cancel_scope)
-            try:
-                batch = await self._looked_for(watcher)
-            except Exception as exception:  # not to be wrapped into a group
-                error = exception
-            group.cancel_scope.cancel()
-        if error is not None:
-            raise error
-        return batch
-
-    async def _looked_for(self, watcher: MountWatcher) -> tuple[MountEvent, ...] | None:
         watcher.check_process()
-        while not self._closed:
-            if batch := watcher.ready:
-                watcher.ready = ()
-                return batch
+        if self._stop_event is None:
+            await self._look_for_news(watcher)
+        else:
+            error = None
+            async with anyio.create_task_group() as group:
+                group.start_soon(_cancel_when, self._stop_event, group.cancel_scope)
+                try:
+                    await self._look_for_news(watcher)
+                except Exception as exception:  # not to be wrapped into a group
+                    error = exception
+                group.cancel_scope.cancel()
+            if error is not None:
+                raise error
+        if self._closed:
+            return None
+        # Only now that nothing is awaited any more: whoever is cancelled has taken nothing.
+        batch, watcher.ready = watcher.ready, ()
+        return batch or None
+
+    async def _look_for_news(self, watcher: MountWatcher) -> None:
+        while not (watcher.ready or self._closed):
             await _look(watcher)
-        return None
 
 
 def _begin(options: WatchOptions) -> tuple[MountWatcher, MountTree]:

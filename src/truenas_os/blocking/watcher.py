@@ -92,6 +92,9 @@ class MountWatcher:
         self._pid = os.getpid()
         self._fds = contextlib.ExitStack()
         self.closed: bool = False
+        # Held while the descriptor that interrupts is used or closed, for a moment; a signal's
+        # handler may come in between.
+        self._closing = threading.RLock()
         # What is there to be fetched.
         self.ready: tuple[MountEvent, ...] = ()
         self._fanotify: Fd | None = None
@@ -135,12 +138,14 @@ class MountWatcher:
 
     def __del__(self) -> None:
         if not getattr(self, "closed", True):
-            self.warn_of_drop()
-            self._fds.close()
+            try:
+                self.warn_of_drop()
+            finally:
+                self._fds.close()
 
     def warn_of_drop(self) -> None:
         """Say that nobody has closed it."""
-        if self._pid == os.getpid():
+        if self.is_ours:
             message = "watching mounts was not ended by close() or a with block"
             warnings.warn(message, ResourceWarning, stacklevel=1, source=self)
 
@@ -179,8 +184,10 @@ class MountWatcher:
 
     def interrupt(self) -> None:
         """From any thread: let whoever waits go on."""
-        with contextlib.suppress(ValueError, OSError):  # closed already
-            os.eventfd_write(self._interruption, 1)
+        if self.is_ours:
+            with self._closing:
+                if not self.closed:
+                    os.eventfd_write(self._interruption, 1)
 
     def poll(self) -> None:
         """Look at whatever may have changed; what there is to tell is then in ``ready``."""
@@ -209,13 +216,20 @@ class MountWatcher:
             return TreeOfMounts(self._changes.mounts.values()).at(point)
 
     def close(self) -> None:
-        with self._lock:
-            self.closed = True
-            self._fds.close()
+        # A forked child closes its copies. A thread that it does not have may hold the locks.
+        with self._lock if self.is_ours else contextlib.nullcontext():
+            with self._closing if self.is_ours else contextlib.nullcontext():
+                self.closed = True
+                self._fds.close()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the process that began it, and not its forked child."""
+        return self._pid == os.getpid()
 
     def check_process(self) -> None:
         """Raises :exc:`RuntimeError` in a forked child."""
-        if self._pid != os.getpid():
+        if not self.is_ours:
             raise RuntimeError("mounts are watched by the process that began it, not by its child")
 
     # What wakes.
@@ -466,11 +480,11 @@ class MountWatch(Iterator[tuple[MountEvent, ...]]):
     def close(self) -> None:
         """End the watch; another thread that waits for its next batch gets StopIteration."""
         self._closed = True
-        if self._watcher is not None:
+        if self._watcher is not None and not self._watcher.closed:
             self._watcher.interrupt()
             if self._asking == threading.get_ident():
                 return  # from a signal handler or a filter: what it interrupts will close
-            with self._waiting:
+            with self._waiting if self._watcher.is_ours else contextlib.nullcontext():
                 self._watcher.close()
 
     def __next__(self) -> tuple[MountEvent, ...]:
