@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import abandoned
 import faults
 import kernel
 import pytest
@@ -19,6 +20,7 @@ from faults import failing_counted
 from filesystems import written
 from stuck import AMPLE
 
+import truenas_os
 from truenas_os.blocking import (
     AT_FDCWD,
     RESOLVE_BENEATH,
@@ -290,3 +292,23 @@ async def test_descriptors_are_close_on_exec_whatever_the_flags(face, tmp_path, 
 @on_both_faces
 async def test_what_openat2_does_not_know_is_einval(face, tree, arguments):
     assert await fails(face, errno.EINVAL, tree, "file", **arguments)
+
+
+@pytest.mark.anyio
+async def test_an_abandoned_open_that_is_tried_again_begins_where_it_began(tmp_path, monkeypatch):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for directory in (ours, theirs):
+        directory.mkdir()
+        written(directory / "file")
+
+    def truncate(fd):
+        flags = os.O_WRONLY | os.O_TRUNC
+        return truenas_os.openat2(fd, "file", flags, resolve=RESOLVE_BENEATH)
+
+    fds = kernel.open_fds()
+    assert await abandoned.at_each_system_call(
+        truncate, ours, theirs, monkeypatch, "openat2", errno.EAGAIN
+    )
+    assert (ours / "file").read_bytes() == b""
+    assert (theirs / "file").read_bytes() == b"content"
+    assert kernel.open_fds().keys() <= fds.keys()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 
+import abandoned
 import anyio
 import faults
 import kernel
@@ -250,6 +251,24 @@ async def test_paths_below_a_directory_cannot_leave_it(face, place):
 
 
 @on_both_faces
+async def test_an_error_names_the_callers_own_descriptor(face, tmp_path):
+    fd = os.open(tmp_path, os.O_PATH)
+    try:
+        for arguments in ({"dir_fd": fd}, {"beneath": fd}):
+            with pytest.raises(FileNotFoundError) as failed:
+                await face.safe_open("none", **arguments)
+            assert failed.value.filename == "none"
+            assert notes(failed.value) == f"openat2() began at descriptor {fd}, {tmp_path}"
+    finally:
+        os.close(fd)
+    with pytest.raises(OSError) as failed:
+        await face.safe_open("none", dir_fd=fd)
+    assert failed.value.errno == errno.EBADF
+    async with opened(face, written(tmp_path / "file"), dir_fd=fd) as file:
+        assert await face.call(file.read) == "content"
+
+
+@on_both_faces
 async def test_bad_arguments_are_found_before_any_system_call(face, tmp_path):
     path = tmp_path / "file"
     with faults.count(None) as calls:
@@ -304,6 +323,30 @@ async def test_a_cancelled_open_closes_the_late_file(fifo):
         await fds_return_to(before)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("keyword", ["dir_fd", "beneath"])
+@pytest.mark.parametrize("name", ["file", "new"])
+async def test_an_abandoned_open_touches_nothing_in_the_directory_that_has_the_number_by_then(
+    tmp_path, monkeypatch, keyword, name
+):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for directory in (ours, theirs):
+        directory.mkdir()
+        written(directory / "file")
+
+    async def open_to_write(fd):
+        (ours / "new").unlink(missing_ok=True)
+        return await truenas_os.safe_open(name, "w", **{keyword: fd})
+
+    fds = kernel.open_fds()
+    stops = await abandoned.at_each_system_call(open_to_write, ours, theirs, monkeypatch)
+    assert stops > 2
+    assert (ours / name).read_bytes() == b""
+    assert (theirs / "file").read_bytes() == b"content"
+    assert os.listdir(theirs) == ["file"]
+    assert kernel.open_fds().keys() <= fds.keys()
+
+
 # -- Names ---------------------------------------------------------------------------------------
 
 
@@ -341,6 +384,30 @@ async def test_rename_noreplace_replaces_nothing(face, place):
     await face.rename_noreplace(place / "a", place / "c")
     assert (place / "c").read_bytes() == b"1"
     assert not (place / "a").exists()
+
+
+@pytest.mark.anyio
+async def test_an_abandoned_link_makes_no_name_in_the_directory_that_has_the_number_by_then(
+    place, monkeypatch
+):
+    ours, theirs = place / "ours", place / "theirs"
+    ours.mkdir()
+    theirs.mkdir()
+
+    async def link(fd):
+        (ours / "name").unlink(missing_ok=True)
+        files.append(os.open(place, os.O_TMPFILE | os.O_RDWR))
+        await truenas_os.link_tmpfile(files[-1], "name", dir_fd=fd)
+
+    files = []
+    # What the kernel says to who has not CAP_DAC_READ_SEARCH: the second way is tried.
+    assert await abandoned.at_each_system_call(
+        link, ours, theirs, monkeypatch, "linkat", errno.ENOENT
+    )
+    for file in files:
+        os.close(file)
+    assert (ours / "name").exists()
+    assert os.listdir(theirs) == []
 
 
 @pytest.mark.parametrize("capable", [True, False])

@@ -2,14 +2,24 @@
 """Files by path: openat2, statx, renameat2."""
 
 import errno
+import fcntl
+import os
 import struct
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 from .._native import ffi, lib
 from .arguments import FileDescriptorLike, StrOrBytesPath, fileno, path_bytes
 from .errors import check
 from .fds import Fd
-from .flags import RESOLVE_BENEATH, RESOLVE_CACHED, RESOLVE_IN_ROOT, STATX_BASIC_STATS, STATX_BTIME
+from .flags import (
+    AT_FDCWD,
+    RESOLVE_BENEATH,
+    RESOLVE_CACHED,
+    RESOLVE_IN_ROOT,
+    STATX_BASIC_STATS,
+    STATX_BTIME,
+)
 from .results import StatxResult
 
 # A rename anywhere on the system makes a scoped lookup fail with EAGAIN if it happens at its "..".
@@ -17,6 +27,9 @@ from .results import StatxResult
 _SCOPED_TRIES = 128
 _SCOPED = int(RESOLVE_BENEATH | RESOLVE_IN_ROOT)
 _CACHED = int(RESOLVE_CACHED)
+
+# No copy takes the place of a standard stream.
+_FIRST_FD = 3
 
 # What the kernel has defined of struct statx; 64 bytes more are reserved.
 STATX_FORMAT = struct.Struct("=2IQ3IH2x4Q" + "qI4x" * 4 + "4IQ2IQ5I4x")
@@ -47,11 +60,29 @@ def openat2(
     path = path_bytes(pathname)
     fd = fileno(dirfd)
     tries = 1
-    while (ret := lib.tos_openat2(fd, path, flags, mode, resolve)) < 0:
-        if not lost_to_a_rename(ret, resolve, tries):
-            check(ret, "openat2", pathname, dirfds=(fd,))
-        tries += 1
+    with kept(fd, pathname) if resolve & _SCOPED else nullcontext(fd) as base:
+        while (ret := lib.tos_openat2(base, path, flags, mode, resolve)) < 0:
+            if not lost_to_a_rename(ret, resolve, tries):
+                check(ret, "openat2", pathname, dirfds=(fd,))
+            tries += 1
     return Fd(ret)
+
+
+def kept(fd: int, path: StrOrBytesPath | None = None) -> AbstractContextManager[int]:
+    """A copy of a directory's descriptor, for what makes more than one system call with it.
+
+    A call that was cancelled may go on when the caller has closed his own and another file has its
+    number. Not for files: to close a copy would release the process's locks. An error names *path*.
+    """
+    if fd == AT_FDCWD:
+        return nullcontext(fd)
+    try:
+        return Fd(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FD))
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            return nullcontext(fd)  # an absolute path needs none; else the system call says so
+        error.filename = fd if path is None else os.fspath(path)
+        raise
 
 
 def lost_to_a_rename(ret: int, resolve: int, tries: int) -> bool:

@@ -4,14 +4,15 @@
 import codecs
 import errno
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 from .._native import lib
 from .arguments import FileDescriptorLike, StrOrBytesPath, dir_fileno, fileno, path_bytes
 from .errors import SymlinkInPathError, check
 from .fds import Fd
-from .files import lost_to_a_rename, renameat2
+from .files import kept, lost_to_a_rename, renameat2
 from .flags import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -61,11 +62,12 @@ def safe_open(
     if not encoding is errors is newline is None:
         check_text(mode, encoding, errors, newline)
 
+    resolve = _NO_SYMLINKS if beneath is None else _NO_SYMLINKS | _BENEATH
+
     def opener(_: object, flags: int) -> int:
-        if beneath is None:
-            return _open(base, path, flags, _NO_SYMLINKS, special)
-        with _directory(base, beneath) as directory:
-            return _open(directory, path, flags, _NO_SYMLINKS | _BENEATH, special)
+        with _directory(base, beneath, path) as (directory, number):
+            ret = _open(directory, path_bytes(path), flags, resolve, special)
+            return _opened(ret, path, number)
 
     # Python closes the descriptor with the file, also where it cannot make one of it.
     return open(name, mode, buffering, encoding, errors, newline, opener=opener)
@@ -83,66 +85,67 @@ def check_text(mode: str, encoding: str | None, errors: str | None, newline: str
         raise ValueError(f"illegal newline value: {newline!r}")
 
 
+@contextmanager
 def _directory(
-    base: int, directory: StrOrBytesPath | FileDescriptorLike
-) -> AbstractContextManager[int]:
-    if isinstance(directory, (str, bytes, os.PathLike)):
-        return open_directory(base, directory)
-    if isinstance(directory, bool):
+    base: int, beneath: StrOrBytesPath | FileDescriptorLike | None, path: StrOrBytesPath
+) -> Iterator[tuple[int, int]]:
+    """Where *path* begins: a descriptor to open it by, and the number that an error names."""
+    if isinstance(beneath, (str, bytes, os.PathLike)):
+        with open_directory(base, beneath) as directory:
+            yield directory, directory
+        return
+    if isinstance(beneath, bool):
         raise TypeError("beneath must be a directory, not a bool")
-    return nullcontext(fileno(directory))
+    number = base if beneath is None else fileno(beneath)
+    with kept(number, path) as directory:
+        yield directory, number
 
 
 def open_directory(base: int, path: StrOrBytesPath, flags: int = os.O_PATH) -> Fd:
     """A descriptor of a directory, no component of whose path is a symlink."""
-    return Fd(_no_symlinks(base, path, flags | os.O_DIRECTORY, 0, _NO_SYMLINKS))
+    ret = _no_symlinks(base, path_bytes(path), flags | os.O_DIRECTORY, 0, _NO_SYMLINKS)
+    return Fd(_opened(ret, path, base))
 
 
-def _open(base: int, path: StrOrBytesPath, flags: int, resolve: int, special: bool) -> int:
+def _open(base: int, path: bytes, flags: int, resolve: int, special: bool) -> int:
+    """A descriptor or -errno."""
     if not (special or flags & os.O_CREAT):
         return _open_regular(base, path, flags, resolve)
     if special or flags & os.O_EXCL:
         return _no_symlinks(base, path, flags, 0o666 if flags & os.O_CREAT else 0, resolve)
     existing, new = flags & ~os.O_CREAT, flags & ~os.O_TRUNC | os.O_EXCL
-    for left in reversed(range(_CREATE_TRIES)):
-        try:
-            return _open_regular(base, path, existing, resolve)
-        except FileNotFoundError:
-            pass
-        try:
-            return _no_symlinks(base, path, new, 0o666, resolve)
-        except FileExistsError:
-            if not left:
-                raise
-    raise AssertionError
+    for _ in range(_CREATE_TRIES):
+        ret = _open_regular(base, path, existing, resolve)
+        if ret != -errno.ENOENT:
+            break
+        ret = _no_symlinks(base, path, new, 0o666, resolve)
+        if ret != -errno.EEXIST:
+            break
+    return ret
 
 
-def _no_symlinks(base: int, path: StrOrBytesPath, flags: int, mode: int, resolve: int) -> int:
-    raw = path_bytes(path)
+def _no_symlinks(base: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+    return _retried(resolve, lambda: lib.tos_openat2(base, path, flags, mode, resolve))
+
+
+def _open_regular(base: int, path: bytes, flags: int, resolve: int) -> int:
+    return _retried(resolve, lambda: lib.tos_open_regular(base, path, flags, resolve))
+
+
+def _retried(resolve: int, lookup: Callable[[], int]) -> int:
     tries = 1
-    while (ret := lib.tos_openat2(base, raw, flags, mode, resolve)) < 0:
-        if not lost_to_a_rename(ret, resolve, tries):
-            _failed(ret, path, base)
-        tries += 1
-    return int(ret)
-
-
-def _open_regular(base: int, path: StrOrBytesPath, flags: int, resolve: int) -> int:
-    raw = path_bytes(path)
-    ret: int
-    tries = 1
-    while (ret := lib.tos_open_regular(base, raw, flags, resolve)) < 0:
-        if not lost_to_a_rename(ret, resolve, tries):
-            _failed(ret, path, base)
+    while (ret := lookup()) == -errno.EINTR or lost_to_a_rename(ret, resolve, tries):
         tries += 1
     return ret
 
 
-def _failed(ret: int, path: StrOrBytesPath, base: int) -> None:
-    kind = SymlinkInPathError if ret == -errno.ELOOP else OSError
-    special = "it is no regular file: special=True opens a FIFO or a device"
-    notes = (special,) if ret == -errno.EOPNOTSUPP else ()
-    check(ret, "openat2", path, dirfds=(base,), notes=notes, kind=kind)
+def _opened(ret: int, path: StrOrBytesPath, base: int) -> int:
+    if ret < 0:
+        kind = SymlinkInPathError if ret == -errno.ELOOP else OSError
+        special = "it is no regular file: special=True opens a FIFO or a device"
+        notes = (special,) if ret == -errno.EOPNOTSUPP else ()
+        check(ret, "openat2", path, dirfds=(base,), notes=notes, kind=kind)
+    return ret
 
 
 def sync_file(file: IO[Any]) -> None:
@@ -200,9 +203,10 @@ def link_tmpfile(
     file that was opened with ``O_EXCL``, or whose last name is gone), and all that
     :manpage:`linkat(2)` lists. Linux 3.11.
     """
-    file, directory, raw = fileno(fd), dir_fileno(dir_fd), path_bytes(path)
-    while (ret := link_descriptor(file, directory, raw)) < 0:
-        check(ret, "linkat", path, dirfds=(directory,))
+    file, base, raw = fileno(fd), dir_fileno(dir_fd), path_bytes(path)
+    with kept(base, path) as directory:
+        while (ret := link_descriptor(file, directory, raw)) < 0:
+            check(ret, "linkat", path, dirfds=(base,))
 
 
 def link_descriptor(fd: int, dir_fd: int, name: bytes) -> int:
