@@ -5,9 +5,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import struct
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
+import abandoned
 import faults
 import kernel
 import pytest
@@ -15,6 +18,7 @@ from faces import on_both_faces
 from filesystems import needs_root, written
 from witness import notes
 
+import truenas_os
 from truenas_os import blocking
 from truenas_os.blocking import (
     FS_XFLAG_APPEND,
@@ -206,6 +210,45 @@ async def test_bad_arguments_are_found_before_any_system_call(face, tmp_path):
             with pytest.raises(error):
                 await face.file_setattr(tmp_path, **arguments)
     assert calls.seen == 0
+
+
+@pytest.mark.parametrize(
+    ("age", "syscall", "nth"), [("6.17", "file_setattr", 0), ("before 6.17", "openat2", 2)]
+)
+def test_what_is_read_and_what_is_written_is_the_same_file(place, age, syscall, nth):
+    path, other = written(place / "file"), written(place / "other")
+    blocking.file_setattr(path, xflags_set=FS_XFLAG_NOATIME)
+    with kernel_of(age), ThreadPoolExecutor(1) as thread:
+        with faults.stopped(syscall, skip=nth) as stop:
+            changing = thread.submit(blocking.file_setattr, path, xflags_set=FS_XFLAG_NODUMP)
+            stop.wait_reached()
+            path.rename(place / "old")
+            other.rename(path)
+            stop.go()
+            changing.result()
+    assert not witness(path)[0] & (FS_XFLAG_NOATIME | FS_XFLAG_NODUMP)
+    assert witness(place / "old")[0] & FS_XFLAG_NOATIME
+    assert witness(place / "old")[0] & FS_XFLAG_NODUMP
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(
+    tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (6, 17), reason="Linux 6.17"
+)
+async def test_an_abandoned_change_is_not_made_to_the_file_that_has_the_number_by_then(
+    place, monkeypatch
+):
+    ours, theirs = written(place / "ours"), written(place / "theirs")
+    before = witness(theirs)
+
+    def change(fd):
+        return truenas_os.file_setattr(fd, xflags_set=FS_XFLAG_NODUMP)
+
+    # What opens the file a second time comes before them, and takes no time.
+    for syscall in ("file_getattr", "file_setattr"):
+        assert await abandoned.at_each_system_call(change, ours, theirs, monkeypatch, syscall)
+    assert witness(ours)[0] & FS_XFLAG_NODUMP
+    assert witness(theirs) == before
 
 
 @both_kernels

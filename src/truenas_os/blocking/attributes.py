@@ -5,6 +5,8 @@ import errno
 import os
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from .._native import ffi, lib
@@ -29,7 +31,7 @@ def file_getattr(
     ENOENT. :manpage:`file_getattr(2)`. Linux 6.17; before that by ioctl, for which a regular file
     or directory is opened for reading.
     """
-    return FileAttr._make(_ATTR.unpack(_read(Target(path_or_fd, dir_fd))))
+    return FileAttr._make(_ATTR.unpack(_read(Target(path_or_fd, dir_fd), None)))
 
 
 def file_setattr(
@@ -54,17 +56,39 @@ def file_setattr(
     """
     target = Target(path_or_fd, dir_fd)
     _check(xflags_set, xflags_clr, projid=projid, extsize=extsize, cowextsize=cowextsize)
-    buffer = _read(target)
-    old = FileAttr._make(_ATTR.unpack(buffer))
-    new = FileAttr(
-        old.fa_xflags & ~xflags_clr | xflags_set,
-        old.fa_extsize if extsize is None else extsize,
-        old.fa_nextents,
-        old.fa_projid if projid is None else projid,
-        old.fa_cowextsize if cowextsize is None else cowextsize,
-    )
-    _ATTR.pack_into(buffer, 0, *new)
-    _call("file_setattr", target, buffer)
+    with _held(target) as pin:
+        buffer = _read(target, pin)
+        old = FileAttr._make(_ATTR.unpack(buffer))
+        new = FileAttr(
+            old.fa_xflags & ~xflags_clr | xflags_set,
+            old.fa_extsize if extsize is None else extsize,
+            old.fa_nextents,
+            old.fa_projid if projid is None else projid,
+            old.fa_cowextsize if cowextsize is None else cowextsize,
+        )
+        _ATTR.pack_into(buffer, 0, *new)
+        _call("file_setattr", target, pin, buffer)
+
+
+@contextmanager
+def _held(target: Target) -> Iterator[int | None]:
+    """A descriptor of our own, of ``O_PATH``: what is read and what is written is one file.
+
+    Its path may come to stand for another file, and so may the descriptor of a caller who waits for
+    us no longer. None where there is no /proc.
+    """
+    fd, path, _ = target.where
+    if target.path is None:
+        where = AT_FDCWD, link_of(fd), os.O_PATH
+    else:
+        where = fd, path, os.O_PATH | os.O_NOFOLLOW
+    while (ret := lib.tos_openat2(*where, 0, 0)) < 0:
+        if ret == -errno.ENOENT and target.path is None:
+            yield None
+            return
+        target.failed(ret, "openat2")
+    with Fd(ret) as pin:
+        yield pin if os.path.lexists(link_of(pin)) else None
 
 
 def _check(xflags_set: int, xflags_clr: int, **numbers: int | None) -> None:
@@ -79,21 +103,21 @@ def _check(xflags_set: int, xflags_clr: int, **numbers: int | None) -> None:
                 raise OverflowError(f"{name} must fit {bits} bits without a sign, not {value}")
 
 
-def _read(target: Target) -> bytearray:
+def _read(target: Target, pin: int | None) -> bytearray:
     buffer = bytearray(_ATTR.size)
-    _call("file_getattr", target, buffer)
+    _call("file_getattr", target, pin, buffer)
     return buffer
 
 
 _IOCTLS = {"file_getattr": "tos_fsgetxattr", "file_setattr": "tos_fssetxattr"}
 
 
-def _call(call: str, target: Target, buffer: bytearray) -> None:
-    data = ffi.from_buffer(buffer)
-    (fd, path, at_flags), function = target.where, getattr(lib, f"tos_{call}")
+def _call(call: str, target: Target, pin: int | None, buffer: bytearray) -> None:
+    data, function = ffi.from_buffer(buffer), getattr(lib, f"tos_{call}")
+    fd, path, at_flags = target.where if pin is None else (AT_FDCWD, link_of(pin), 0)
     while (ret := function(fd, path, data, at_flags)) < 0:
         if ret == -errno.ENOSYS:
-            return _by_ioctl(_IOCTLS[call], target, data)
+            return _by_ioctl(_IOCTLS[call], target, pin, data)
         if ret == -errno.EBADF and not path:
             # It may be a descriptor of O_PATH: that works by its link, if it is open at all.
             fd, path, at_flags = AT_FDCWD, link_of(fd), 0
@@ -103,14 +127,14 @@ def _call(call: str, target: Target, buffer: bytearray) -> None:
     return None
 
 
-def _by_ioctl(ioctl: str, target: Target, data: Any) -> None:
+def _by_ioctl(ioctl: str, target: Target, held: int | None, data: Any) -> None:
     function = getattr(lib, ioctl)
-    with target.pinned() as pin:
+    with target.pinned() if held is None else nullcontext(held) as pin:
         # A device's ioctl would be answered by its driver, and opening it may do something.
         if stat.S_IFMT(os.fstat(pin).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
             target.failed(-errno.EOPNOTSUPP, "ioctl")
         if target.path is None:
-            ret = _uninterrupted(function, pin, data)
+            ret = _uninterrupted(function, target.where[0], data)
         if target.path is not None or ret == -errno.EBADF:  # one of O_PATH
             flags = os.O_RDONLY | os.O_NONBLOCK
             while (opened := lib.tos_openat2(AT_FDCWD, link_of(pin), flags, 0, 0)) < 0:
