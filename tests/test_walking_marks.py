@@ -277,3 +277,13 @@ async def test_a_marked_directory_is_neither_yielded_nor_entered_nor_counted(fac
     outside = tree(mount_dir, skip=lambda path: os.path.basename(path) in (b"a", b"f"))
     assert found == [path for path in outside if os.path.basename(path) not in (b"a", b"f")]
     assert (stats.cnt, *stats[3:]) == (len(found), 0, 0, 0)
+
+
+@on_both_faces
+async def test_what_a_list_had_when_the_walk_was_closed_is_not_taken_for_consumed(face, place):
+    small(place)
+    async with walking(face, place, **MARKS) as walk:
+        lists = walk.batches(100)
+        items = await (face.call(next, lists) if face.name == "blocking" else anext(lists))
+        assert len(items) > 3
+    assert not marked(place)

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """skip(): the directory just handed out is not entered, and nothing else is left out."""
 
+import errno
 import os
 import tempfile
 
+import faults
 import pytest
 from faces import NAMES, Face, on_both_faces
 from grown import filled, grown, tree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from walked import OPENING, paths, walked, walking
+
+from truenas_os import blocking
 
 pytestmark = pytest.mark.usefixtures("ends")
 
@@ -215,3 +219,31 @@ async def test_two_walks_skip_each_on_its_own(face, mount_dir):
                     walk.skip()
     assert paths(first) == tree(mount_dir, skip=lambda path: os.path.basename(path) in b"ab")
     assert paths(second) == tree(mount_dir, skip=lambda path: os.path.basename(path) not in b"ab")
+
+
+@pytest.mark.parametrize("size", [None, 100])
+def test_the_error_of_another_directory_is_told_in_spite_of_skip(mount_dir, size):
+    (mount_dir / "parent" / "empty").mkdir(parents=True)
+    told = {}
+    for skips in (False, True):
+        for number in range(6):
+            with (
+                faults.failing("getdents64", errno.EIO, skip=number, times=1),
+                blocking.walk(mount_dir, file_open_flags=None) as walk,
+            ):
+                handed_out = walk if size is None else walk.batches(size)
+                errors = told.setdefault(skips, [])
+                while True:
+                    try:
+                        found = next(handed_out)
+                    except StopIteration:
+                        break
+                    except OSError as error:
+                        errors.append(error.filename)
+                        continue
+                    last = found if size is None else found[-1]
+                    if skips and last.name == "empty":
+                        walk.skip()
+    of_the_skipped = str(mount_dir / "parent" / "empty")
+    assert told[True] == [path for path in told[False] if path != of_the_skipped]
+    assert len(told[True]) == 4

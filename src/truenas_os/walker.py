@@ -33,6 +33,8 @@ class FilesystemIterator(WalkIterator, AsyncGenerator[IterInstance, None]):
     # Set when the task that asks for an item is done; and what ends its wait for the beginning.
     _asking: anyio.Event | None = None
     _beginning: anyio.CancelScope | None = None
+    # Whether that task is in a callback, which may be what closes.
+    _calling = False
 
     async def __anext__(self) -> IterInstance:
         for item in self._walker.ready:
@@ -40,6 +42,7 @@ class FilesystemIterator(WalkIterator, AsyncGenerator[IterInstance, None]):
         await self._drive(self._walker.proceeding())
         for item in self._walker.ready:
             return item
+        self._walker.check_end()
         raise StopAsyncIteration
 
     async def _drive(self, steps: Generator[Step, Any, T]) -> T:
@@ -68,11 +71,14 @@ class FilesystemIterator(WalkIterator, AsyncGenerator[IterInstance, None]):
                 return await offload(step.function, late=step.late, grace=GRACE_FD)
             return None
         if isinstance(step, Call):
+            self._calling = True
             try:
                 result = step.function(*step.arguments)
                 return await result if inspect.isawaitable(result) else result
             except StopAsyncIteration as error:  # which would look like the end of the walk
                 raise RuntimeError("a callback raised StopAsyncIteration") from error
+            finally:
+                self._calling = False
         await anyio.lowlevel.checkpoint()
         return None
 
@@ -96,7 +102,9 @@ class FilesystemIterator(WalkIterator, AsyncGenerator[IterInstance, None]):
 
     async def gather(self, size: int) -> list[IterInstance]:
         """The next list of :meth:`batches`; empty at the end."""
-        return await self._drive(self._walker.gathering(size))
+        items = await self._drive(self._walker.gathering(size))
+        self._walker.check_end()
+        return items
 
     async def aclose(self) -> None:
         """End the walk and close its descriptors; a second call does nothing.
@@ -115,7 +123,8 @@ class FilesystemIterator(WalkIterator, AsyncGenerator[IterInstance, None]):
         elif self._walker.busy and self._asking is not None:
             if self._beginning is not None:
                 self._beginning.cancel()
-            await self._asking.wait()
+            if not self._calling:
+                await self._asking.wait()
 
     async def asend(self, value: None) -> IterInstance:
         """The next item, as an async generator's ``asend(None)``; anything else is a TypeError."""

@@ -74,6 +74,9 @@ class Fail(NamedTuple):
     """Raise this to whoever asked for an item; the walk goes on after it."""
 
     error: OSError
+    # What it is about: an item that was handed out, or else what stands at that depth.
+    item: IterInstance | None
+    depth: int
 
 
 Step: TypeAlias = Ready | Pause | Wait | Offload | Call | Fail
@@ -101,6 +104,30 @@ def _slot(item: IterInstance) -> int:
     return batch.entry(index).slot
 
 
+class _Stand(NamedTuple):
+    """How far it has come: one value, since a signal's handler may ask at any moment."""
+
+    # A part of a batch, and what of it was not handed out yet.
+    segment: list[IterInstance]
+    rest: Iterator[IterInstance]
+    # What was handed out before that.
+    last: IterInstance | None = None
+    cnt: int = 0
+    cnt_bytes: int = 0
+
+    def consumed(self) -> int:
+        """How much of the segment was handed out."""
+        return len(self.segment) - operator.length_hint(self.rest)
+
+    def settled(self, segment: list[IterInstance] | None = None) -> "_Stand":
+        """The same, with another segment to come; what is left of this one is forgotten."""
+        segment = segment or []
+        done = self.segment[: self.consumed()]
+        last = done[-1] if done else self.last
+        cnt, cnt_bytes = self.cnt + len(done), self.cnt_bytes + bytes_in(done)
+        return _Stand(segment, iter(segment), last, cnt, cnt_bytes)
+
+
 class Walker:
     """A walk without its waiting: steps, which each face takes in its own way."""
 
@@ -115,27 +142,28 @@ class Walker:
         self._closed = False
         self.finished: bool = False
         self._began_at = self._progress_at = 0.0
-        # What is handed out without further ado, the part of a batch it is, and what follows it.
-        self._segment: list[IterInstance] = []
+        # What is handed out without further ado, what part of a batch it is, and what follows it.
         self.ready: Iterator[IterInstance] = iter(())
+        self._stand = _Stand([], self.ready)
         self._batch: Batch | None = None
         self._next = 0
-        # Consumed before that.
-        self._last: IterInstance | None = None
+        # While a list is gathered: how far it had come before, which is what others are told.
+        self._before: _Stand | None = None
+        # The first of the list that was handed out last, until more is asked for.
+        self._held: IterInstance | None = None
         self._skipped: IterInstance | None = None
-        self._cnt = self._cnt_bytes = self._cnt_skipped = self._cnt_errors = 0
-        self._cnt_unmarked = 0
+        self._cnt_skipped = self._cnt_errors = self._cnt_unmarked = 0
         _alive.add(self)
 
     # What the user asks.
 
     def get_stats(self) -> FilesystemIterState:
         self.check()
-        return self._state()
+        return self._state(self._seen())
 
     def dir_stack(self) -> tuple[tuple[str, int], ...]:
         self.check()
-        directory = self._directory()
+        directory = self._directory(self._seen().last)
         stack: list[tuple[str, int]] = []
         for each in directory.line() if directory else ():
             stack.append((joined(stack[-1][0], each.name) if stack else each.name, each.ino))
@@ -143,15 +171,19 @@ class Walker:
 
     def skip(self) -> None:
         self.check()
-        item = self._current()
+        if self._before is not None:
+            raise RuntimeError("another task or thread is waiting for the next list of this walk")
+        stand = self._stand
+        item = stand.settled().last
         if item is None or not item.isdir:
             raise ValueError("skip() is for a directory that was just handed out")
         depth = item.depth
-        rest = [*dropwhile(lambda each: each.depth > depth, self._segment[self._consumed() :])]
-        self._settle()
-        self._set_ready(rest)
+        left = stand.segment[stand.consumed() :]
+        rest = [*dropwhile(lambda each: each.depth > depth, left)]
+        self._settle(rest)
         self._skipped = item
-        if isinstance(self._pending, Fail):
+        failing = self._pending
+        if isinstance(failing, Fail) and (failing.item is item or failing.depth > depth):
             self._pending = None
         if self._batch is not None and not rest:
             while self._next < len(self._batch) and self._batch.entry(self._next).depth > depth:
@@ -166,7 +198,7 @@ class Walker:
         begun = self.begun
         if begun is None:
             raise ValueError("this walk has not begun: use a with block, or ask for an item")
-        item = self._current()
+        item = self._seen().last
         if item is not None:
             batch, index = item.place()
             # A directory of which nothing is known but its error could not be recognised.
@@ -179,12 +211,11 @@ class Walker:
             levels = self.options.resume_from.position.levels
         else:
             levels = levels_of(begun.root, 0, "")
-        earlier = self.options.resume_from is not None and self.options.resume_from.position.failed
-        return token_of(
-            Position(
-                begun.identity, begun.exact, self.finished, earlier or self._cnt_errors > 0, levels
-            )
-        )
+        failed = self._cnt_errors > 0
+        if self.options.resume_from is not None:
+            failed |= self.options.resume_from.position.failed
+        finished = self.finished and self._before is None
+        return token_of(Position(begun.identity, begun.exact, finished, failed, levels))
 
     # What happens, step by step.
 
@@ -244,11 +275,11 @@ class Walker:
         while start < stop:
             end = stop
             if callback is not None:
-                end = min(stop, start + increment - self._cnt % increment)
+                end = min(stop, start + increment - self._stand.cnt % increment)
             self._next = end
-            self._set_ready(items[start:end])
+            self._settle(items[start:end])
             yield _READY
-            if callback is not None and self._cnt % increment == 0:
+            if callback is not None and self._stand.cnt % increment == 0:
                 yield self._report()
             if self.options.progress is not None:
                 now = time.monotonic()
@@ -282,7 +313,7 @@ class Walker:
             batch.failures[index] = error
             yield from self._hand_out(items, index, index + 1)
         if verdict == "report" and self._skipped is not item and (kind == _ERROR or item.isdir):
-            yield Fail(error)
+            yield Fail(error, item if kind == _ENTRY else None, entry.depth)
 
     def _raise_lost(self, depth: int, code: int) -> None:
         begun, resumed = self.begun, self.options.resume_from
@@ -308,10 +339,11 @@ class Walker:
             self.give_up()
 
     def give_up(self) -> None:
-        if self.native is not None:
-            native, self.native = self.native, None
+        slot = self._consumed_slot()
+        native, self.native = self.native, None
+        if native is not None:
             self._cnt_unmarked = native.unmarked()
-            native.close(self._consumed_slot())
+            native.close(slot)
             native.free()
 
     # What the steps are about.
@@ -319,64 +351,46 @@ class Walker:
     def _report(self) -> Call:
         options = self.options
         assert options.reporting_callback is not None
-        return Call(options.reporting_callback, (self._state(), options.reporting_private_data))
+        state = self._state(self._stand.settled())
+        return Call(options.reporting_callback, (state, options.reporting_private_data))
 
     def _progress(self, callback: ProgressCallback) -> Call:
         begun = self.begun
         assert begun is not None
         elapsed = time.monotonic() - self._began_at
-        progress = WalkProgress(self._state(), elapsed, begun.total, begun.total_bytes)
-        return Call(callback, (progress,))
+        state = self._state(self._stand.settled())
+        return Call(callback, (WalkProgress(state, elapsed, begun.total, begun.total_bytes),))
 
-    def _consumed(self) -> int:
-        return len(self._segment) - operator.length_hint(self.ready)
+    def _seen(self) -> _Stand:
+        """How far it has come for whoever looks from outside, counted."""
+        return (self._before or self._stand).settled()
 
-    def _current(self) -> IterInstance | None:
-        """What was handed out last."""
-        consumed = self._consumed()
-        return self._segment[consumed - 1] if consumed else self._last
-
-    def _settle(self) -> None:
-        """Count what was consumed of the segment, and forget the rest of it."""
-        if consumed := self._consumed():
-            self._last = self._segment[consumed - 1]
-            self._cnt += consumed
-            self._cnt_bytes += bytes_in(self._segment[:consumed])
-        self._set_ready([])
-
-    def _set_ready(self, items: list[IterInstance]) -> None:
-        self._segment = items
-        self.ready = iter(items)
-
-    def _put_back(self, items: list[IterInstance], before: IterInstance | None) -> None:
-        """Items that were consumed, after *before* and up to now, are to be handed out again."""
-        self._settle()
-        self._cnt -= len(items)
-        self._cnt_bytes -= bytes_in(items)
-        self._last = before
-        self._set_ready(items)
+    def _settle(self, segment: list[IterInstance] | None = None) -> None:
+        """Count what was handed out, forget what was not, and go on with another segment."""
+        stand = self._stand.settled(segment)
+        self.ready = iter(())
+        self._stand = stand
+        self.ready = stand.rest
 
     def _consumed_slot(self) -> int:
         """The slot before which everything is consumed."""
         if self.finished and self.native is not None:
             return self.native.taken
-        if (item := self._current()) is None:
-            return 0
-        return _slot(item)
+        item = self._held or self._seen().last
+        return 0 if item is None else _slot(item)
 
-    def _directory(self) -> Directory | None:
-        if (item := self._current()) is not None:
-            return item.directory
+    def _directory(self, last: IterInstance | None) -> Directory | None:
+        if last is not None:
+            return last.directory
         return self.begun.line[-1] if self.begun else None
 
-    def _state(self) -> FilesystemIterState:
-        consumed = self._consumed()
-        directory = self._directory()
+    def _state(self, stand: _Stand) -> FilesystemIterState:
+        directory = self._directory(stand.last)
         native = self.native
         unmarked = native.unmarked() if native is not None else self._cnt_unmarked
         return FilesystemIterState(
-            self._cnt + consumed,
-            self._cnt_bytes + bytes_in(self._segment[:consumed]),
+            stand.cnt,
+            stand.cnt_bytes,
             directory.path if directory else "",
             self._cnt_skipped,
             self._cnt_errors,
@@ -387,6 +401,7 @@ class Walker:
 
     def proceeding(self) -> Steps:
         """Go on until items are ready, or to the end, where none are."""
+        self._held = None
         answer: object = None
         while (step := self._next_step(answer)) is not None and not isinstance(step, Ready):
             if isinstance(step, Fail):
@@ -395,7 +410,8 @@ class Walker:
 
     def gathering(self, size: int) -> Generator[Step, Any, list[IterInstance]]:
         """Up to *size* items; none at the end."""
-        before = self._current()
+        self._held = None
+        self._before = before = self._stand.settled()
         items: list[IterInstance] = []
         # To wait with items in hand releases them: without descriptors and marks nothing is lost.
         options = self.options
@@ -405,21 +421,27 @@ class Walker:
             while True:
                 items += islice(self.ready, size - len(items))
                 if len(items) == size or (step := self._next_step(answer)) is None:
-                    return items
+                    break
                 answer = None
                 if isinstance(step, Ready):
                     continue
                 # Once all is finished, nothing may be put back any more.
                 if items and (self.finished or not isinstance(step, waits)):
                     self._pending = step
-                    return items
+                    break
                 if isinstance(step, Fail):
                     raise step.error
                 answer = yield from self._acting(step)
         except BaseException:
             if items and not self._closed:
-                self._put_back(items, before)
+                items += self.ready
+                self.ready = iter(items)
+                self._stand = before._replace(segment=items, rest=self.ready)
             raise
+        finally:
+            self._held = items[0] if items else None
+            self._before = None
+        return items
 
     def _acting(self, step: Step) -> Generator[Step, Any, object]:
         try:
@@ -438,13 +460,18 @@ class Walker:
 
     def forget(self) -> None:
         """In a forked child: everything belongs to the parent."""
-        self._set_ready([])
+        self._settle()
 
     def check(self) -> None:
         if self.pid != os.getpid():
             raise RuntimeError("this walk belongs to the process that began it")
         if self._closed:
             raise ValueError("this walk is closed")
+
+    def check_end(self) -> None:
+        """Raise :exc:`ValueError` unless what has ended has ended by itself."""
+        if self._closed and not self.finished:
+            raise ValueError("this walk was closed meanwhile")
 
     def claim(self) -> None:
         self.check()

@@ -51,14 +51,15 @@ class WalkIterator:
     def dir_stack(self) -> tuple[tuple[str, int], ...]:
         """The directories from the walk's root to the one that holds the last item.
 
-        Each as its path and its inode number.
+        Each as its whole path and its inode number: of a very deep tree, much memory.
         """
         return self._walker.dir_stack()
 
     def skip(self) -> None:
         """Leave out what is in the directory that was handed out last.
 
-        Raises :exc:`ValueError` if the last item was not a directory.
+        Raises :exc:`ValueError` if the last item was not a directory, and :exc:`RuntimeError`
+        while another task or thread waits for a list.
         """
         self._walker.skip()
 
@@ -88,6 +89,7 @@ class FilesystemIterator(WalkIterator, Generator[IterInstance, None, None]):
         self._drive(self._walker.proceeding())
         for item in self._walker.ready:
             return item
+        self._walker.check_end()
         raise StopIteration
 
     def _drive(self, steps: Generator[Step, Any, T]) -> T:
@@ -136,7 +138,9 @@ class FilesystemIterator(WalkIterator, Generator[IterInstance, None, None]):
         return _Batches(self, checked_size(size))
 
     def gather(self, size: int) -> list[IterInstance]:
-        return self._drive(self._walker.gathering(size))
+        items = self._drive(self._walker.gathering(size))
+        self._walker.check_end()
+        return items
 
     def close(self) -> None:
         """End the walk and close its descriptors; a second call does nothing.
