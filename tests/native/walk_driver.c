@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -123,6 +124,66 @@ static void closing_at_any_point_leaves_nothing(void)
 			finish(c, c->entry ? c->entry->slot : 0);
 		else
 			tos_walk_free(c->walker);
+		check_fds(before);
+		free(c);
+	}
+}
+
+struct closer {
+	struct tos_walker *walker;
+	atomic_uint batches; /* that were asked for */
+	uint32_t after;
+};
+
+static void *close_meanwhile(void *arg)
+{
+	struct closer *closer = arg;
+
+	while (closer->batches < closer->after)
+		sched_yield();
+	tos_walk_close(closer->walker, 0);
+	return NULL;
+}
+
+static void check_whole(const struct consumer *c)
+{
+	const char *name = c->names;
+
+	for (int i = 0; i < c->count; i++, name += strlen(name) + 1) {
+		const struct tos_walk_entry *entry = &c->entries[i];
+
+		if (entry->kind != TOS_WALK_ENTRY)
+			continue;
+		CHECK(strlen(name) == LONG_NAME);
+		CHECK((entry->fd >= 0) == (c->options.open_flags >= 0) || entry->error);
+	}
+}
+
+static void what_is_taken_while_another_thread_closes_is_whole(void)
+{
+	long_names = true;
+	for (uint32_t i = 0; i < 200; i++) {
+		struct options options = any_options();
+		struct closer closer = { .after = 1 + chance(4) };
+		const size_t before = open_fds();
+		struct consumer *c;
+		pthread_t thread;
+
+		options.capacity = 1024;
+		c = new_consumer(&options);
+		begin(c);
+		fetch_all(c);
+		closer.walker = c->walker;
+		CHECK(!pthread_create(&thread, NULL, close_meanwhile, &closer));
+		while (!tos_walk_ended(c->walker)) {
+			check_whole(c);
+			tos_walk_release(c->walker, c->batch.taken);
+			closer.batches++;
+			c->count = tos_walk_take(c->walker, 1, &c->batch);
+		}
+		CHECK(!tos_walk_take(c->walker, 1, &c->batch));
+		CHECK(!pthread_join(thread, NULL));
+		tos_walk_free(c->walker);
 		check_fds(before);
 		free(c);
 	}
@@ -476,6 +537,7 @@ static const struct scenario scenarios[] = {
 	SCENARIO(walks_are_complete, big),
 	SCENARIO(skipped_directories_are_left_out, big),
 	SCENARIO(closing_at_any_point_leaves_nothing, big),
+	SCENARIO(what_is_taken_while_another_thread_closes_is_whole, big),
 	SCENARIO(closing_a_producer_that_waits, big),
 	SCENARIO(a_consumer_that_pauses_holds_up_the_producer, big),
 	SCENARIO(entries_that_are_not_handed_out, big),

@@ -4,6 +4,7 @@
 #define WALK_DRIVER_H
 
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -99,6 +100,9 @@ void walk_through(struct consumer *c);
 void walk_and_check(const struct options *options);
 
 /* walk_failures.c */
+enum { LONG_NAME = 300 };
+extern atomic_bool long_names; /* directories list names of so many bytes, as no local ones do */
+
 void allocations_that_fail(void);
 void threads_that_cannot_be_made(void);
 void calls_that_fail(void);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-3.0-or-later
 /* What goes wrong below the walker: memory, threads and system calls. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -8,6 +9,8 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -61,9 +64,40 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(
 	return fails(&threads) ? EAGAIN : __real_pthread_create(thread, attr, body, arg);
 }
 
+atomic_bool long_names;
+
+/* getdents64(2), with "\1" and more behind each name. */
+static long list_long_names(long fd, char *to, size_t size)
+{
+	const size_t needed = offsetof(struct dirent64, d_name) + LONG_NAME + 1;
+	const size_t shortest = offsetof(struct dirent64, d_name) + sizeof("a");
+	char from[4096];
+	long at, len, written = 0;
+
+	CHECK(size / needed * shortest < sizeof(from));
+	len = __real_syscall(SYS_getdents64, fd, (long)from, size / needed * shortest, 0, 0, 0);
+	for (at = 0; at < len; at += ((const struct dirent64 *)(from + at))->d_reclen) {
+		const struct dirent64 *entry = (const void *)(from + at);
+		struct dirent64 *longer = (void *)(to + written);
+		const size_t name = strlen(entry->d_name);
+
+		memcpy(longer, entry, offsetof(struct dirent64, d_name));
+		memset(longer->d_name, 'x', LONG_NAME);
+		memcpy(longer->d_name, entry->d_name, name + 1);
+		if (*entry->d_name != '.') {
+			longer->d_name[name] = '\1';
+			longer->d_name[LONG_NAME] = 0;
+		}
+		longer->d_reclen = (unsigned short)(needed + 7) / 8 * 8;
+		written += longer->d_reclen;
+	}
+	return len < 0 ? len : written;
+}
+
 /* In every scenario: no descriptor is closed that is closed already, or might be another's. */
 long __wrap_syscall(long nr, ...)
 {
+	char real_name[LONG_NAME];
 	long arguments[6], ret;
 	va_list list;
 
@@ -71,6 +105,14 @@ long __wrap_syscall(long nr, ...)
 	for (int i = 0; i < 6; i++)
 		arguments[i] = va_arg(list, long);
 	va_end(list);
+	if (long_names && nr == SYS_getdents64)
+		return list_long_names(arguments[0], (char *)arguments[1], (size_t)arguments[2]);
+	if (long_names && (nr == SYS_openat2 || nr == SYS_statx)) {
+		const char *name = (const char *)arguments[1];
+
+		snprintf(real_name, sizeof(real_name), "%.*s", (int)strcspn(name, "\1"), name);
+		arguments[1] = (long)real_name;
+	}
 	ret = __real_syscall(nr, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4],
 			     arguments[5]);
 	if (nr == SYS_close)

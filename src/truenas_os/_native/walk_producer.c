@@ -507,13 +507,13 @@ static void walk(struct tos_walker *w)
 	emit(w, ret ? TOS_WALK_FATAL : TOS_WALK_END, 0, ret, -1, false);
 }
 
-/* Closes everything, with the marks of what was consumed. */
+/* Closes everything that nobody reads any more, with the marks of what was consumed. */
 static void close_all(struct tos_walker *w)
 {
 	uint64_t released;
 
 	pthread_mutex_lock(&w->mutex);
-	while (w->slice_pending || w->threads > 1)
+	while (w->slice_pending || w->threads > 1 || w->taking)
 		pthread_cond_wait(&w->producer_wakes, &w->mutex);
 	released = w->released;
 	pthread_mutex_unlock(&w->mutex);

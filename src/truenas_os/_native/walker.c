@@ -245,15 +245,21 @@ static bool hand_out(struct tos_walker *w, uint64_t number, struct tos_walk_batc
 	return true;
 }
 
-/* Up to where there is something to hand out; if that is too little, more is to be waited for. */
-static uint64_t look_for(struct tos_walker *w, uint32_t want)
+/*
+ * Up to where there is something to hand out; if that is too little, more is to be waited for. From
+ * now on the slots are read, and of a closed walk there are none.
+ */
+static uint64_t begin_taking(struct tos_walker *w, uint32_t want)
 {
 	uint64_t ready;
 
 	pthread_mutex_lock(&w->mutex);
-	ready = w->ready;
+	ready = w->closing ? w->taken : w->ready;
 	w->want = 0;
-	if (ready == w->taken || (ready - w->taken < want && !w->full && !w->ended)) {
+	w->taking = true;
+	if (w->closing)
+		tos_walk_signal(w); /* nobody is to wait for more */
+	else if (ready == w->taken || (ready - w->taken < want && !w->full && !w->ended)) {
 		ready = w->taken;
 		w->want = want;
 	}
@@ -261,16 +267,19 @@ static uint64_t look_for(struct tos_walker *w, uint32_t want)
 	return ready;
 }
 
-static void set_taken(struct tos_walker *w, uint64_t taken)
+static void end_taking(struct tos_walker *w, uint64_t taken)
 {
 	pthread_mutex_lock(&w->mutex);
 	w->taken = taken;
+	w->taking = false;
+	if (w->closing)
+		pthread_cond_signal(&w->producer_wakes);
 	pthread_mutex_unlock(&w->mutex);
 }
 
 int tos_walk_take(struct tos_walker *w, uint32_t want, struct tos_walk_batch *to)
 {
-	uint64_t ready = look_for(w, want);
+	uint64_t ready = begin_taking(w, want);
 	size_t count = 0;
 
 	to->names_len = to->handles_len = to->turn_count = 0;
@@ -284,7 +293,7 @@ int tos_walk_take(struct tos_walker *w, uint32_t want, struct tos_walk_batch *to
 			break;
 		count++;
 	}
-	set_taken(w, to->taken);
+	end_taking(w, to->taken);
 	return (int)count;
 }
 

@@ -95,7 +95,8 @@ int tos_walk_fd(const struct tos_walker *w);
  * Hands out what is ready, at most batch->capacity: how many. If fewer than want are ready and more
  * may come, hands out nothing and arms the eventfd for that moment. What was left out is passed over:
  * batch->taken tells how far, and that is to be released before one waits. The batch is the same one
- * at every call.
+ * at every call. Of a walk that is closed there is nothing; what is closed meanwhile is handed out
+ * whole.
  */
 int tos_walk_take(struct tos_walker *w, uint32_t want, struct tos_walk_batch *batch);
 

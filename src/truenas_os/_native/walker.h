@@ -99,6 +99,7 @@ struct tos_walker {
 	uint64_t unmarked;
 	uint32_t want;		/* the consumer waits for so many; 0: it does not */
 	bool full;		/* the producer waits for a slot */
+	bool taking;		/* the consumer reads slots that are ready */
 	bool skipping;		/* what comes next is below the skipped directory */
 	uint32_t skip_depth;
 	int slice_dir;		/* the slice that helpers work at, from one chunk to the next */
