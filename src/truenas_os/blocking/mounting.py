@@ -266,9 +266,10 @@ def bind(
     busy at the end; with ``MS_PRIVATE`` it does not. The reverse is true only without *recursive*:
     else the end would unmount what is below the source, too.
 
-    The block gets a :class:`Mount`, which it unmounts as :func:`mounted` does. Raises what
-    :func:`open_tree`, :func:`idmap_userns`, :func:`mount_setattr` and :func:`move_mount` raise.
-    Linux 6.8.
+    The block gets a :class:`Mount`, which it unmounts as :func:`mounted` does. Those that a user
+    namespace has locked are detached together; what comes on top in that very moment goes in their
+    place, which is EBUSY. Raises what :func:`open_tree`, :func:`idmap_userns`,
+    :func:`mount_setattr` and :func:`move_mount` raise. Linux 6.8.
     """
     if attr & MOUNT_ATTR_IDMAP:
         raise ValueError("MOUNT_ATTR_IDMAP is set by idmap")

@@ -12,6 +12,7 @@ from .arguments import StrOrBytesPath, unfollowed
 from .fds import Fd
 from .files import statx
 from .flags import (
+    AT_EMPTY_PATH,
     AT_FDCWD,
     AT_NO_AUTOMOUNT,
     AT_STATX_DONT_SYNC,
@@ -26,6 +27,7 @@ from .flags import (
 )
 from .mountapi import umount2
 from .mounts import listmount, open_long, statmount, statmounts
+from .results import StatxResult
 from .trees import mount_tree
 
 # Looking for what is mounted is not to ask a server, nor to mount anything.
@@ -51,8 +53,9 @@ def umount(
 
     *recursive*: with all mounts below it, as the tree is then, children first. *lazy*: detach it
     and all mounts below it at once; the kernel unmounts them when nothing uses them any more.
-    *lazy_fallback*: detach so only what is busy because it is in use. *force*: let a network
-    filesystem give up its requests.
+    *lazy_fallback*: detach so only what is busy because it is in use; a mount that comes on top in
+    that very moment goes in its place, which is EBUSY. *force*: let a network filesystem give up
+    its requests.
 
     Raises :exc:`OSError` as :func:`umount2` does; an EBUSY that mounts below the target cause has
     them in a note. If *recursive*, what could not be unmounted is reported in an
@@ -200,9 +203,13 @@ def detach(mnt_id: int, *, force: bool = False) -> None:
     point = _mount_point(mnt_id)
     if point is None:
         return
-    with _parent_of(point, mnt_id) as (parent, name):
-        flags = MNT_DETACH | UMOUNT_NOFOLLOW | (MNT_FORCE if force else 0)
-        umount2(_path_of(parent, name) or point, flags)
+    flags = MNT_DETACH | (MNT_FORCE if force else 0)
+    with open_long(point) as root:
+        _check_id(statx(root, "", AT_EMPTY_PATH | _LOOK, STATX_MNT_ID_UNIQUE), mnt_id, point)
+        path = _path_of(root)  # the kernel goes from there to what is on top
+        umount2(path or point, flags if path else flags | UMOUNT_NOFOLLOW)
+    if _mount_point(mnt_id) is not None:
+        raise _failed(errno.EBUSY, mnt_id, point, "another came on top of it, and went instead")
 
 
 @contextlib.contextmanager
@@ -211,10 +218,13 @@ def _parent_of(point: str, mnt_id: int) -> Iterator[tuple[Fd, str]]:
     directory, _, name = point.rpartition("/")
     name = name or "."
     with open_long(directory) as parent:
-        found = statx(parent, name, _LOOK, STATX_MNT_ID_UNIQUE)
-        if found.stx_mnt_id != mnt_id:
-            raise _failed(errno.EBUSY, mnt_id, point, f"mount {found.stx_mnt_id} covers it")
+        _check_id(statx(parent, name, _LOOK, STATX_MNT_ID_UNIQUE), mnt_id, point)
         yield parent, name
+
+
+def _check_id(found: StatxResult, mnt_id: int, point: str) -> None:
+    if found.stx_mnt_id != mnt_id:
+        raise _failed(errno.EBUSY, mnt_id, point, f"mount {found.stx_mnt_id} covers it")
 
 
 def _path_of(fd: Fd, *names: str) -> str | None:
