@@ -157,6 +157,19 @@ def mounted_image(image: Path, target: Path, *, fs_type: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def mounted_without_types(tmp_path: Path) -> Iterator[Path]:
+    """An ext4 without the feature "filetype", which answers DT_UNKNOWN."""
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    mkfs = ["mkfs.ext4", "-q", "-O", "^filetype", image]
+    environment = os.environ | {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
+    subprocess.run(mkfs, check=True, env=environment)
+    with mounted_image(image, tmp_path / "ext4", fs_type="ext4") as root:
+        yield root
+
+
+@contextlib.contextmanager
 def as_nobody() -> Iterator[None]:
     """The whole process, all its threads, is an ordinary user."""
     os.seteuid(NOBODY)

@@ -11,7 +11,7 @@ import kernel
 import pytest
 from faces import on_both_faces
 from filesystems import make_image, needs_root
-from grown import filled, find, grown, hostile, mounted_image, tree
+from grown import filled, find, grown, hostile, mounted_image, mounted_without_types, tree
 from walked import OPENING, entry, fds_return_without_a_loop_to, paths, source_of, walked, walking
 
 pytestmark = pytest.mark.usefixtures("ends")
@@ -88,14 +88,7 @@ async def test_an_empty_directory_has_nothing(face, place):
 @needs_root
 @on_both_faces
 async def test_where_the_kernel_does_not_tell_types_statx_does(face, tmp_path):
-    """An ext4 without the feature "filetype" answers DT_UNKNOWN."""
-    image = tmp_path / "image"
-    with image.open("wb") as file:
-        file.truncate(32 << 20)
-    mkfs = ["mkfs.ext4", "-q", "-O", "^filetype", image]
-    environment = os.environ | {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
-    subprocess.run(mkfs, check=True, env=environment)
-    with mounted_image(image, tmp_path / "ext4", fs_type="ext4") as root:
+    with mounted_without_types(tmp_path) as root:
         grown(root)
         for opening in OPENING:
             for symlinks in (False, True):

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import anyio
 import faults
+import filesystems
 import kernel
 import pytest
 from faces import on_both_faces
-from grown import filled, grown, tree
+from grown import filled, grown, mounted_without_types, tree
 from stuck import AMPLE, until, wait_until
 from test_cancellation import each_way_to_cancel
 from test_walking_ends import warm_up
@@ -241,6 +242,61 @@ def test_a_dropped_walk_does_not_wait_for_a_dead_filesystem(mount_dir):
             gc.collect()
         stop.go()
     fds_return_without_a_loop_to(before)
+
+
+# A mount point on the way, whose server does not answer
+
+
+@pytest.fixture(
+    params=["tmpfs", "fuse", pytest.param("ext4 without types", marks=filesystems.needs_root)]
+)
+def root(request, tmp_path):
+    """Where a walk begins, on filesystems that are asked about their files in different ways."""
+    if request.param == "ext4 without types":
+        with mounted_without_types(tmp_path) as mounted:
+            yield mounted
+    elif request.param == "fuse":
+        yield request.getfixturevalue("faulty").top
+    else:
+        yield request.getfixturevalue("mount_dir")
+
+
+@contextlib.contextmanager
+def dead_mount(target):
+    """A mount whose server answers nothing, until the end of the block."""
+    filesystems.require_fuse()
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        mode, owner = target.stat().st_mode, f"user_id={os.getuid()},group_id={os.getgid()}"
+        kernel.mount("dead", target, "fuse", 0, f"fd={device},rootmode={mode:o},{owner}".encode())
+        try:
+            yield
+        finally:
+            kernel.umount(target, kernel.MNT_DETACH)
+    finally:
+        os.close(device)
+
+
+@pytest.mark.parametrize("name", ["dead", "directory"])
+@pytest.mark.parametrize("opening", OPENING, ids=["with fds", "without"])
+@on_both_faces
+async def test_a_dead_mount_point_holds_up_no_walk(face, root, opening, name):
+    """Neither a file nor a directory, and whether mount points are handed out or not."""
+    filled(root, "first", "dead", "last")
+    (root / "directory").mkdir()
+    order = tree(root)
+    mount = os.fsencode(root / name)
+    with dead_mount(root / name):
+        assert await walked(face, root, file_open_flags=opening) == [
+            path for path in order if path != mount
+        ]
+        async with walking(face, root, file_open_flags=opening, include_mountpoints=True) as walk:
+            items = await walk.rest()
+    assert paths(items) == order
+    (item,) = [item for item in items if item.ismount]
+    assert (item.name, item.isdir, item.isreg) == (name, name == "directory", name == "dead")
+    assert item.error is None
+    assert [item.statxinfo.stx_size for item in items if item.name == "last"] == [2]
 
 
 # Threads and signals

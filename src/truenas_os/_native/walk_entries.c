@@ -31,10 +31,14 @@ int tos_walk_open(int dirfd, const char *name, uint64_t flags, uint64_t resolve)
 	return (int)tos_retried(TOS_SYS_openat2, dirfd, TOS_ARG(name), TOS_ARG(&how), sizeof(how), 0);
 }
 
-/* Of the file itself, or with an empty name of what the descriptor stands for. */
-int tos_walk_statx(int dirfd, const char *name, struct tos_statx *out)
+/*
+ * Of the file itself, or with an empty name of what the descriptor stands for. With
+ * AT_STATX_DONT_SYNC nobody is asked, and what is known is told: the root of another mount is looked
+ * at like this, as whoever serves it may never answer.
+ */
+int tos_walk_statx(int dirfd, const char *name, int sync, struct tos_statx *out)
 {
-	int flags = AT_NO_AUTOMOUNT | AT_SYMLINK_NOFOLLOW | (*name ? 0 : AT_EMPTY_PATH);
+	int flags = AT_NO_AUTOMOUNT | AT_SYMLINK_NOFOLLOW | (*name ? 0 : AT_EMPTY_PATH) | sync;
 
 	return (int)tos_retried(TOS_SYS_statx, dirfd, TOS_ARG(name), flags, TOS_WALK_STATX_MASK,
 				TOS_ARG(out));
@@ -74,6 +78,17 @@ static void close_fd(struct tos_slot *slot)
 	slot->fd = -1;
 }
 
+/* By name, which may be a mount point: only what turns out to be ours is asked about. */
+static int statx_by_name(const struct tos_walker *w, int dirfd, const char *name,
+			 struct tos_statx *stx)
+{
+	int ret = tos_walk_statx(dirfd, name, AT_STATX_DONT_SYNC, stx);
+
+	if (!ret && !w->config.is_local && stx->stx_mnt_id == w->mnt_id)
+		ret = tos_walk_statx(dirfd, name, 0, stx);
+	return ret;
+}
+
 /*
  * Looks at what is there now, whatever it is, without opening it: in slot->fd a descriptor that
  * only names it (none in a walk without descriptors). Crosses a mount point.
@@ -81,18 +96,20 @@ static void close_fd(struct tos_slot *slot)
 static int look(struct tos_walker *w, int dirfd, struct tos_slot *slot, struct tos_statx *stx)
 {
 	const char *name = tos_slot_name(slot);
-	int ret;
+	int sync = 0, ret;
 
 	if (w->config.open_flags < 0)
-		return tos_walk_statx(dirfd, name, stx);
+		return statx_by_name(w, dirfd, name, stx);
 	ret = tos_walk_open(dirfd, name, O_PATH | O_NOFOLLOW,
 			    TOS_RESOLVE_NO_XDEV | TOS_RESOLVE_NO_SYMLINKS);
-	if (ret == -EXDEV)
+	if (ret == -EXDEV) {
 		ret = tos_walk_open(dirfd, name, O_PATH | O_NOFOLLOW, TOS_RESOLVE_NO_SYMLINKS);
+		sync = AT_STATX_DONT_SYNC;
+	}
 	if (ret < 0)
 		return ret;
 	slot->fd = ret;
-	ret = tos_walk_statx(slot->fd, "", stx);
+	ret = tos_walk_statx(slot->fd, "", sync, stx);
 	if (ret)
 		close_fd(slot);
 	return ret;
@@ -107,7 +124,7 @@ static enum tos_slot_state failed(struct tos_walker *w, int dirfd, struct tos_sl
 	close_fd(slot);
 	ret = look(w, dirfd, slot, stx);
 	if (ret && !is_gone(ret))
-		ret = tos_walk_statx(dirfd, tos_slot_name(slot), stx);
+		ret = statx_by_name(w, dirfd, tos_slot_name(slot), stx);
 	if (is_gone(ret))
 		return dropped(slot);
 	if (ret)
@@ -136,7 +153,7 @@ static int open_regular(struct tos_walker *w, int dirfd, struct tos_slot *slot, 
 	if (ret < 0)
 		return ret;
 	slot->fd = ret;
-	ret = tos_walk_statx(slot->fd, "", stx);
+	ret = tos_walk_statx(slot->fd, "", 0, stx);
 	if (!ret && !S_ISREG(stx->stx_mode))
 		ret = -ENXIO;
 	/* io_uring and some filesystems heed O_NONBLOCK: it is not what the caller asked for. */
@@ -257,7 +274,7 @@ static int open_dir(struct tos_walker *w, int dirfd, struct tos_slot *slot, stru
 	if (ret < 0)
 		return ret;
 	*dir = ret;
-	ret = tos_walk_statx(*dir, "", stx);
+	ret = tos_walk_statx(*dir, "", 0, stx);
 	/* The one handed out has an offset of its own, so that listing it disturbs nothing. */
 	if (!ret && w->config.open_flags >= 0)
 		ret = tos_walk_open(*dir, ".", O_RDONLY | O_DIRECTORY, TOS_RESOLVE_NO_XDEV);

@@ -146,7 +146,7 @@ static bool is_same(int fd, const struct tos_dir_id *id)
 	struct tos_dir_id found;
 	struct tos_statx stx;
 
-	if (tos_walk_statx(fd, "", &stx))
+	if (tos_walk_statx(fd, "", 0, &stx))
 		return false;
 	tos_walk_identify(fd, &stx, &found);
 	if (found.ino != id->ino || found.btime_sec != id->btime_sec ||

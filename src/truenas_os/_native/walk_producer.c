@@ -311,7 +311,8 @@ static unsigned char type_of(const struct tos_frame *frame, const struct tos_dir
 {
 	struct tos_statx stx;
 
-	if (entry->d_type != DT_UNKNOWN || tos_walk_statx(frame->fd, entry->d_name, &stx))
+	if (entry->d_type != DT_UNKNOWN ||
+	    tos_walk_statx(frame->fd, entry->d_name, AT_STATX_DONT_SYNC, &stx))
 		return entry->d_type;
 	return tos_walk_type(&stx);
 }
@@ -327,9 +328,10 @@ static int gather(struct tos_walker *w, struct tos_frame *frame, int64_t limit, 
 	*dir = false;
 	while (frame->pos < frame->len && count < limit) {
 		const struct tos_dirent64 *entry = (const void *)(frame->entries + frame->pos);
-		const unsigned char type = type_of(frame, entry);
 
 		if (!is_dots(entry->d_name)) {
+			const unsigned char type = type_of(frame, entry);
+
 			if (type == DT_DIR) {
 				*dir = true;
 				break;

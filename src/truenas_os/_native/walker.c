@@ -93,7 +93,7 @@ static int set_up(struct tos_walker *w, const struct tos_walk_config *given, str
 	w->event_fd = (int)tos_retried(TOS_SYS_eventfd2, 0, EFD_CLOEXEC | EFD_NONBLOCK, 0, 0, 0);
 	if (w->event_fd < 0)
 		return w->event_fd;
-	ret = tos_walk_statx(config->root_fd, "", &stx);
+	ret = tos_walk_statx(config->root_fd, "", 0, &stx);
 	if (ret)
 		return ret;
 	w->mnt_id = stx.stx_mnt_id;

@@ -7,6 +7,7 @@ struct tos_walk_config {
 	int include_symlinks;
 	int include_mountpoints;
 	int trusts_cookies;		/* d_off leads back to its entry, also in a new opening */
+	int is_local;			/* to describe a file asks no server */
 	int64_t btime_cutoff;
 	const char *mark_name;		/* an xattr; NULL: no marks */
 	const void *mark_data;

@@ -132,7 +132,7 @@ void tos_walk_unref(struct tos_walker *w);
 /* walk_entries.c: what stands at one name */
 long tos_retried(long nr, long a, long b, long c, long d, long e);
 int tos_walk_open(int dirfd, const char *name, uint64_t flags, uint64_t resolve);
-int tos_walk_statx(int dirfd, const char *name, struct tos_statx *out);
+int tos_walk_statx(int dirfd, const char *name, int sync, struct tos_statx *out);
 unsigned char tos_walk_type(const struct tos_statx *stx);
 enum tos_slot_state tos_walk_fill(struct tos_walker *w, int dirfd, struct tos_slot *slot,
 				  struct tos_statx *stx, bool last_try);

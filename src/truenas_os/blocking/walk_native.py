@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from .._native import ffi, lib
 from .arguments import path_bytes
 from .errors import check
+from .fds import Fd
 from .walk_items import Directory
 from .walk_options import WalkOptions, naming, open_root
 from .walk_tokens import Identity, Level, Position, identity_of, trusts_cookies
@@ -16,6 +17,11 @@ from .walk_tokens import Identity, Level, Position, identity_of, trusts_cookies
 _MOST_AT_ONCE: Final = 512
 _NAMES_SIZE, _HANDLES_SIZE = 1 << 16, 1 << 14
 _MOST_HELPERS: Final = 3
+# Filesystems of this machine, where no description of a file waits for another one.
+_LOCAL: Final = frozenset(
+    ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "tmpfs", "ramfs")
+    + ("squashfs", "erofs", "vfat", "exfat", "ntfs3", "iso9660", "udf")
+)
 
 
 class NativeWalk:
@@ -140,7 +146,7 @@ def begin(options: WalkOptions) -> Begun:
             raise ValueError("this resume token is of another filesystem or another directory")
         exact = trusts_cookies(identity.fs_type)
         filesystem = os.statvfs(fd)
-        native = _new_native(options, fd.detach(), exact)
+        native = _new_native(options, fd, identity.fs_type)
     try:
         root = Directory(path, None, identity.ino, identity.btime, identity.handle)
         line = [root] if position is None else _restore(native, root, position, exact)
@@ -163,14 +169,14 @@ def _checked(ret: int, call: str) -> None:
         check(ret, call)
 
 
-def _new_native(options: WalkOptions, root_fd: int, exact: bool) -> NativeWalk:
+def _new_native(options: WalkOptions, root: Fd, fs_type: str) -> NativeWalk:
     budget = options.budget()
     config = ffi.new("struct tos_walk_config *")
-    config.root_fd = root_fd
     config.open_flags = -1 if options.file_open_flags is None else options.file_open_flags
     config.include_symlinks = options.include_symlinks
     config.include_mountpoints = options.include_mountpoints
-    config.trusts_cookies = exact
+    config.trusts_cookies = trusts_cookies(fs_type)
+    config.is_local = fs_type in _LOCAL
     config.btime_cutoff = options.btime_cutoff
     config.capacity = budget.entries
     config.max_dirs = budget.max_dirs
@@ -180,6 +186,7 @@ def _new_native(options: WalkOptions, root_fd: int, exact: bool) -> NativeWalk:
         config.mark_name, config.mark_data = kept
         config.mark_size = len(options.mark[1])
     pointer = ffi.new("struct tos_walker **")
+    config.root_fd = root.detach()  # the native side's, whatever comes of it
     _checked(lib.tos_walk_new(config, pointer), "tos_walk_new")
     return NativeWalk(pointer[0], budget.entries)
 
