@@ -110,6 +110,14 @@ def test_a_covered_mount_is_ESTALE_and_the_note_names_both(face, mount_dir):
     assert kernel.open_fds() == before
 
 
+def test_a_mount_whose_server_does_not_answer_is_opened_by_its_path(face, faulty):
+    mnt_id = face.mount_of(faulty.top).mnt_id
+    with faulty.rules("* hang"):
+        fd = face.open_mount_by_id(mnt_id, os.O_PATH)
+        fd.close()
+        assert not faulty.is_hanging()
+
+
 def test_opening_an_unknown_mount_is_ENOENT(face, mount_dir):
     target = make(mount_dir)
     gone = id_of(target)

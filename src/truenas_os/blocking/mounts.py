@@ -15,6 +15,7 @@ from .files import openat2, statx
 from .flags import (
     AT_EMPTY_PATH,
     AT_FDCWD,
+    AT_STATX_DONT_SYNC,
     LISTMOUNT_REVERSE,
     LSMT_ROOT,
     RESOLVE_NO_SYMLINKS,
@@ -33,6 +34,8 @@ ALL_FIELDS: Final = ~StatmountMask(0)
 
 # What a system call takes of a path, with the byte that ends it.
 _PATH_MAX = 4096
+# Flags of what is opened as open_long() opens it.
+_BARE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 # Ids fetched by one listmount(2).
 _PAGE = 4096
 
@@ -159,7 +162,8 @@ def open_mount_by_id(mount_id: int, flags: int = os.O_DIRECTORY) -> Fd:
             raise
         raise _lost(errno.ESTALE, mount_id, mnt_point, error.strerror) from error
     with root:
-        found = statx(root, "", AT_EMPTY_PATH, STATX_TYPE | STATX_MNT_ID_UNIQUE)
+        look = AT_EMPTY_PATH | AT_STATX_DONT_SYNC  # no server is asked
+        found = statx(root, "", look, STATX_TYPE | STATX_MNT_ID_UNIQUE)
         if found.stx_mnt_id != mount_id:
             raise _lost(
                 errno.ESTALE,
@@ -224,8 +228,11 @@ def open_long(path: str) -> Fd:
 
 
 def _reopen(root: Fd, found: StatxResult, flags: int, name: str) -> Fd:
+    is_directory = stat.S_ISDIR(found.stx_mode)
+    if flags & os.O_PATH and not flags & ~(_BARE | (os.O_DIRECTORY if is_directory else 0)):
+        return Fd(root.detach())  # to look up "." may be to ask a server
     try:
-        if stat.S_ISDIR(found.stx_mode):
+        if is_directory:
             return openat2(root, ".", flags)
         return openat2(AT_FDCWD, f"/proc/self/fd/{root}", flags & ~os.O_NOFOLLOW)
     except OSError as error:
