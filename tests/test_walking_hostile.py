@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 
+import kernel
 import pytest
 from faces import on_both_faces
 from filesystems import IS_ROOT, needs_root
@@ -13,7 +14,7 @@ from grown import O_PATH, deep, filled, grown, tree
 from kernel import fdinfo_mnt_id
 from stuck import AMPLE
 from test_walking_marks import MARKS
-from walked import OPENING, entry, paths, walked, walking
+from walked import OPENING, entry, old_descriptors, paths, walked, walking
 from witness import bind, in_python, make
 
 pytestmark = pytest.mark.usefixtures("ends")
@@ -186,6 +187,25 @@ async def test_paths_may_be_longer_than_any_system_call_takes(face, place, openi
             seen.append(os.fsencode(item.path))
         assert len(walk.dir_stack()) >= 1
     assert sorted(seen) == sorted(found)
+
+
+@on_both_faces
+async def test_a_descriptor_may_be_of_a_directory_deeper_than_any_path(face, place):
+    """Its path cannot be told; what leads to it is told instead."""
+    deep(place, b"x" * 240, 20)
+    before = kernel.open_fds()
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for _ in range(18):
+            above, fd = fd, os.open(b"x" * 240, os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+            os.close(above)
+        path = f"/proc/self/fd/{fd}"
+        async with walking(face, fd) as walk:
+            assert walk.get_stats().current_directory == path
+            assert paths(await walk.rest()) == tree(path)
+    finally:
+        os.close(fd)
+    await old_descriptors(face, before)
 
 
 DEPTH = 5000

@@ -7,7 +7,7 @@ import os
 import re
 import resource
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, TypedDict
 
 from typing_extensions import Buffer
@@ -49,6 +49,8 @@ _NOT_FOR_WALKING = (
 # Descriptors of a walk are at most this share of the process's limit.
 _SHARE = 10
 _MOST_DIRS, _MOST_FDS, _MOST_ENTRIES = 64, 512, 1024
+# One more than were asked for is what a number in C is to hold.
+_TOO_MANY_ENTRIES = (1 << 32) - 1
 # The walk's own: the eventfd, and a directory that is being opened.
 _OWN_FDS = 4
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY
@@ -156,6 +158,8 @@ def checked_options(
     """The options of a walk, or TypeError or ValueError for those that make no sense."""
     if file_open_flags is not None:
         file_open_flags = operator.index(file_open_flags)
+        if not 0 <= file_open_flags < 1 << 31:
+            raise ValueError(f"file_open_flags must be flags of open(2), not {file_open_flags}")
         for name, flag in _NOT_FOR_WALKING:
             if file_open_flags & flag:
                 raise ValueError(
@@ -163,8 +167,8 @@ def checked_options(
                 )
     if operator.index(reporting_increment) < 1:
         raise ValueError(f"reporting_increment must be at least 1, not {reporting_increment}")
-    if read_ahead is not None and operator.index(read_ahead) < 1:
-        raise ValueError(f"read_ahead must be at least 1, not {read_ahead}")
+    if read_ahead is not None and not 1 <= operator.index(read_ahead) < _TOO_MANY_ENTRIES:
+        raise ValueError(f"read_ahead must be at least 1 and fit in 32 bits, not {read_ahead}")
     if not callable(on_error) and on_error not in _POLICIES:
         raise ValueError(f"on_error must be callable or one of {_POLICIES}, not {on_error!r}")
     if not progress_interval >= 0:
@@ -253,7 +257,9 @@ def open_root(root: Root, relative: tuple[str, ...]) -> Beginning:
         fd = openat2(AT_FDCWD, path, _OPEN_DIR, resolve=RESOLVE_NO_SYMLINKS)
     else:
         fd = openat2(fileno(root.at), ".", _OPEN_DIR)
-        path = os.readlink(f"/proc/self/fd/{fd}")
+        path = f"/proc/self/fd/{fileno(root.at)}"
+        with suppress(OSError):  # or it stays that: the kernel tells no path beyond 4095 bytes
+            path = os.readlink(f"/proc/self/fd/{fd}")
     try:
         with naming(path):
             mount = _mount(fd, root.source is not None)
