@@ -28,6 +28,8 @@ from walked import (
 
 import truenas_os
 from truenas_os import blocking
+from truenas_os.blocking.walk_native import begin
+from truenas_os.blocking.walk_options import Root, checked_options
 
 pytestmark = pytest.mark.usefixtures("ends")
 anyio_test = pytest.mark.anyio
@@ -324,6 +326,12 @@ def test_closing_from_another_thread_ends_who_waits(mount_dir):
         assert ended == [True]
         stop.go()
     fds_return_without_a_loop_to(before)
+
+
+def test_the_native_side_may_be_freed_while_it_is_asked_whether_it_has_ended(mount_dir):
+    native = begin(checked_options(Root(mount_dir, None))).native
+    native.free()
+    assert native.ended()
 
 
 @on_both_faces

@@ -83,7 +83,7 @@ class NativeWalk:
         given.unmarkable = unmarkable
         _checked(lib.tos_walk_level(self._pointer, given), "tos_walk_level")
 
-    # What another thread may call while this one frees it.
+    # What may be called while another thread, or a signal handler, frees it.
 
     def skip(self, slot: int, depth: int) -> None:
         with self._lock:
@@ -105,15 +105,16 @@ class NativeWalk:
             if pointer is not None:
                 lib.tos_walk_free(pointer)
 
+    def ended(self) -> bool:
+        with self._lock:
+            return self._pointer is None or bool(lib.tos_walk_ended(self._pointer))
+
     # What only the one thread calls that asks for items.
 
     def drain(self) -> None:
         """Make the descriptor wait for what comes next."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.fd)
-
-    def ended(self) -> bool:
-        return bool(lib.tos_walk_ended(self._pointer))
 
 
 class Begun(NamedTuple):
