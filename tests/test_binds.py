@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import faults
 import kernel
 import pytest
 import traces
@@ -252,11 +253,18 @@ def test_a_copy_that_came_up_at_a_peer_of_the_target_goes_with_the_bind(mount_di
         assert traces.below(mount_dir) == before
 
 
-def test_propagation_that_is_none_leaves_nothing(source, target):
-    with traces.none(source.parent), pytest.raises(OSError) as failed:
-        with bind(source, target, propagation=MS_PRIVATE | MS_SHARED):
-            raise AssertionError("bound")
-    assert failed.value.errno == errno.EINVAL
+@pytest.mark.parametrize("propagation", [MS_PRIVATE | MS_SHARED, -5, 1 << 70, "private"])
+def test_propagation_that_is_none_is_refused_when_the_block_is_made(source, target, propagation):
+    with faults.count(None) as calls, pytest.raises(ValueError, match="MS_SHARED"):
+        bind(source, target, propagation=propagation)
+    assert calls.seen == 0
+
+
+@pytest.mark.parametrize("attr", [-1, 1 << 64])
+def test_attributes_that_do_not_fit_are_refused_when_the_block_is_made(source, target, attr):
+    with faults.count(None) as calls, pytest.raises(OverflowError):
+        bind(source, target, attr=attr)
+    assert calls.seen == 0
 
 
 # Ids

@@ -232,8 +232,9 @@ def test_arguments_that_no_kernel_takes_are_refused_at_once(tmp_path, arguments)
     with faults.count(None) as calls, pytest.raises(ValueError):
         loop_device(**{"path": tmp_path} | arguments)
     assert calls.seen == 0
-    with pytest.raises(TypeError):
-        loop_device(3)
+    for arguments in ({"path": 3}, {"offset": 1.5}, {"sector_size": 512.0}):
+        with pytest.raises(TypeError):
+            loop_device(**{"path": tmp_path} | arguments)
 
 
 @needs_root

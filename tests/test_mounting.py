@@ -328,6 +328,18 @@ def test_a_target_must_be_a_path():
         mounted("tmpfs", None)
 
 
+@pytest.mark.parametrize(
+    ("attr", "error"), [(-1, OverflowError), (1 << 40, OverflowError), (1.5, TypeError)]
+)
+def test_attributes_that_do_not_fit_are_refused_before_any_system_call(target, attr, error):
+    with faults.count(None) as calls:
+        with pytest.raises(error):
+            mounted("tmpfs", target, attr=attr)
+        with pytest.raises(error):
+            blocking.overlay(target, [target, target], attr=attr)
+    assert calls.seen == 0
+
+
 def test_a_new_mount_cannot_be_idmapped(target):
     with pytest.raises(ValueError, match="bind"):
         mounted("tmpfs", target, attr=MOUNT_ATTR_IDMAP)

@@ -37,7 +37,7 @@ from witness import (
 
 import truenas_os
 from truenas_os import blocking
-from truenas_os.blocking import MountTree, mount_tree, trees
+from truenas_os.blocking import MountFilter, MountTree, mount_tree, trees
 
 __all__ = ["foreign", "foreign_fd"]
 
@@ -223,6 +223,15 @@ def test_a_path_that_says_not_where_it_is_is_refused(path, method):
         getattr(tree, method)(path)
     with pytest.raises(ValueError, match="absolute"):
         tree.select(under=path)
+
+
+@pytest.mark.parametrize("path", ["/a\0b", b"/a\0b"])
+@pytest.mark.parametrize("method", ["under", "at", "stack"])
+def test_a_path_with_a_NUL_is_refused(path, method):
+    with pytest.raises(ValueError, match="null"):
+        getattr(MountTree([made(1, 0)]), method)(path)
+    with pytest.raises(ValueError, match="null"):
+        MountFilter(path=path)
 
 
 def test_a_name_that_begins_with_two_dots_is_a_name(mount_dir):

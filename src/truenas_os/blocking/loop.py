@@ -2,6 +2,7 @@
 """Loop devices: a file as a block device."""
 
 import errno
+import operator
 import os
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -103,6 +104,7 @@ def loop_device(
     EACCES or EPERM (loop devices are for root), EINVAL, EBUSY (64 devices in a row were taken by
     others). :manpage:`loop(4)`. Linux 5.8.
     """
+    offset, sector_size = operator.index(offset), operator.index(sector_size)
     if not 0 <= offset < 1 << 63:
         raise ValueError(f"offset must be between 0 and 2^63, not {offset}")
     if sector_size and (not 512 <= sector_size < 1 << 32 or sector_size & (sector_size - 1)):

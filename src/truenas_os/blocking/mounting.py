@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from types import TracebackType
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
+from .._native import ffi
 from .arguments import (
     FileDescriptorLike,
     HasFileno,
@@ -35,7 +36,10 @@ from .flags import (
     MOUNT_ATTR__ATIME,
     MOUNT_ATTR_IDMAP,
     MOUNT_ATTR_RDONLY,
+    MS_PRIVATE,
+    MS_SHARED,
     MS_SLAVE,
+    MS_UNBINDABLE,
     OPEN_TREE_CLONE,
     STATX_MNT_ID_UNIQUE,
     FsconfigCommand,
@@ -75,6 +79,7 @@ ATTRIBUTES: Final = {
     "relatime": MountAttr.RELATIME,
     "nodiratime": MountAttr.NODIRATIME,
 }
+_PROPAGATIONS: Final = (0, MS_SHARED, MS_SLAVE, MS_PRIVATE, MS_UNBINDABLE)
 
 
 class Mount(NamedTuple, Generic[AnyFd]):
@@ -106,6 +111,11 @@ class Mounting(AbstractContextManager[Mount[Fd]]):
         recursive: bool = False,
     ) -> None:
         path_bytes(target)
+        if propagation not in _PROPAGATIONS:
+            raise ValueError(
+                "propagation must be MS_SHARED, MS_SLAVE, MS_PRIVATE or MS_UNBINDABLE, "
+                f"not {propagation!r}"
+            )
         self._make = make
         self._target = os.fsdecode(target)
         self._about = about
@@ -226,6 +236,7 @@ def mounted(
         settings.insert(0, _setting("source", source))
     elif loop and origin is None:
         raise ValueError("loop needs a source")
+    _check_fits("unsigned", attr)
     if attr & MOUNT_ATTR_IDMAP:
         raise ValueError("a new mount cannot be idmapped: bind() makes one that is")
     ro = _setting("ro", True)
@@ -271,6 +282,7 @@ def bind(
     place, which is EBUSY. Raises what :func:`open_tree`, :func:`idmap_userns`,
     :func:`mount_setattr` and :func:`move_mount` raise. Linux 6.8.
     """
+    _check_fits("uint64_t", attr)
     if attr & MOUNT_ATTR_IDMAP:
         raise ValueError("MOUNT_ATTR_IDMAP is set by idmap")
     if isinstance(idmap, tuple):
@@ -328,6 +340,7 @@ def overlay(
         raise ValueError("upper and work need each other")
     if len(lower) < (2 if upper is None else 1):
         raise ValueError("an overlay needs an upper and a lower layer, or two lower ones")
+    _check_fits("unsigned", attr)
     settings = _settings(options, fs_options)
     layers = [("lowerdir+", layer) for layer in lower]
     if upper is not None and work is not None:
@@ -401,6 +414,11 @@ def set_attr(
         propagation=propagation,
         flags=flags | (AT_RECURSIVE if recursive else 0),
     )
+
+
+def _check_fits(kind: str, attr: int) -> None:
+    """Raise :exc:`OverflowError` or :exc:`TypeError` as the system call would."""
+    ffi.new(f"{kind} *", attr)
 
 
 def _replaced(attr: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
-from .arguments import FileDescriptorLike, StrOrBytesPath, fileno
+from .arguments import FileDescriptorLike, StrOrBytesPath, fileno, path_bytes
 from .files import openat2, statx
 from .flags import (
     AT_EMPTY_PATH,
@@ -315,7 +315,7 @@ def _shape(mount: StatmountResult) -> tuple[int | None, int | None, str | None]:
 
 def normal_path(path: StrOrBytesPath) -> str:
     """An absolute path as the kernel writes it. Raises :exc:`ValueError` for any other."""
-    text = os.fsdecode(path)
+    text = os.fsdecode(path_bytes(path))
     names = [name for name in text.split("/") if name not in ("", ".")]
     if not text.startswith("/") or ".." in names:
         raise ValueError(f"the path must be absolute and without '..', not {text!r}")
