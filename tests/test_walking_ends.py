@@ -28,7 +28,7 @@ from walked import (
 
 import truenas_os
 from truenas_os import blocking
-from truenas_os.blocking.walk_native import begin
+from truenas_os.blocking import walk_native
 from truenas_os.blocking.walk_options import Root, checked_options
 
 pytestmark = pytest.mark.usefixtures("ends")
@@ -329,7 +329,7 @@ def test_closing_from_another_thread_ends_who_waits(mount_dir):
 
 
 def test_the_native_side_may_be_freed_while_it_is_asked_whether_it_has_ended(mount_dir):
-    native = begin(checked_options(Root(mount_dir, None))).native
+    native = walk_native.begin(checked_options(Root(mount_dir, None))).native
     native.free()
     assert native.ended()
 
