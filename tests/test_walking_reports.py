@@ -88,6 +88,33 @@ async def test_very_large_files_are_counted(face, mount_dir):
         assert walk.get_stats().cnt_bytes == 9 << 40
 
 
+@on_both_faces
+async def test_more_bytes_than_64_bits_hold_are_counted(face, mount_dir):
+    """At each item, in lists, and where some of it is skipped."""
+    largest = (1 << 63) - 4096
+    (mount_dir / "directory").mkdir()
+    for path in ("1", "2", "3", "directory/1", "directory/2", "directory/3"):
+        with open(mount_dir / path, "w") as file:
+            file.truncate(largest)
+    async with walking(face, mount_dir) as walk:
+        size = 0
+        async for item in walk:
+            size += size_of(item.path)
+            assert walk.get_stats().cnt_bytes == size
+    assert size == 6 * largest
+    async with walking(face, mount_dir) as walk:
+        size = 0
+        async for batch in batches_of(face, walk, 4):
+            size += sum(size_of(item.path) for item in batch)
+            assert walk.get_stats().cnt_bytes == size
+    assert size == 6 * largest
+    async with walking(face, mount_dir) as walk:
+        async for item in walk:
+            if item.isdir:
+                walk.skip()
+        assert walk.get_stats().cnt_bytes == 3 * largest
+
+
 # Reports
 
 

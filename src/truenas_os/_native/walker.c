@@ -236,8 +236,10 @@ static bool hand_out(struct tos_walker *w, uint64_t number, struct tos_walk_batc
 		.type = slot->type,
 		.handle_size = slot->handle_size,
 	};
-	if (slot->kind == TOS_WALK_ENTRY && slot->type == DT_REG)
-		to->entries[i].bytes += tos_statx_at(w, number)->stx_size;
+	if (slot->kind == TOS_WALK_ENTRY && slot->type == DT_REG &&
+	    __builtin_add_overflow(to->entries[i].bytes, tos_statx_at(w, number)->stx_size,
+				   &to->entries[i].bytes))
+		to->entries[i].bytes = UINT64_MAX;
 	if (slot->depth != to->depth)
 		to->turns[to->turn_count++] = (uint32_t)i;
 	to->depth = slot->depth;

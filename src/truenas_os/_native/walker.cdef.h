@@ -45,7 +45,7 @@ enum {
 struct tos_walk_entry {
 	uint64_t slot;			/* for tos_walk_skip() and the like */
 	int64_t cookie;
-	uint64_t bytes;			/* of regular files, from the first entry up to this one */
+	uint64_t bytes;			/* of regular files up to this one; all bits: they are too many */
 	uint32_t depth;			/* 1: in the walk's root */
 	int fd;
 	int error;

@@ -16,6 +16,8 @@ _PLAIN: int = lib.TOS_WALK_ENTRY
 _ENTRY = struct.Struct("=QqQIii4B")
 _FD, _KIND, _TYPE, _HANDLE_SIZE = 28 // 4, 36, 37, 38
 _DIR, _REG, _LNK = 4, 8, 10
+# What stands for more bytes in a batch than C can count.
+_TOO_MANY_BYTES = (1 << 64) - 1
 _STATX_SIZE = STATX_FORMAT.size
 _INO = struct.Struct("=32xQ")
 _BTIME = struct.Struct("=80xqI")
@@ -309,6 +311,7 @@ def bytes_in(items: list[IterInstance]) -> int:
     if not items:
         return 0
     (batch, first), (last_batch, last) = items[0].place(), items[-1].place()
-    if batch is not last_batch:
+    total = batch.entry(last).bytes
+    if batch is not last_batch or total == _TOO_MANY_BYTES:
         return sum(item.statxinfo.stx_size for item in items if item.isreg and not item.ismount)
-    return batch.entry(last).bytes - (batch.entry(first - 1).bytes if first else 0)
+    return total - (batch.entry(first - 1).bytes if first else 0)
