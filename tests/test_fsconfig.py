@@ -581,6 +581,25 @@ async def test_a_creation_that_failed_uses_the_context_up(face):
 
 
 @on_both_faces
+async def test_an_interrupted_creation_that_used_the_context_up_is_EINTR(face):
+    require_kernel("overlay")
+    async with context(face, "overlay") as fd:
+        with pytest.raises(OSError):
+            await configure(face, fd, *CREATE)
+        with faults.failing("fsconfig", errno.EINTR, times=1):
+            with pytest.raises(InterruptedError) as failed:
+                await configure(face, fd, *CREATE)
+        assert failed.value.errno == errno.EINTR
+        assert failed.value.__notes__[0] == "FSCONFIG_CMD_CREATE"
+        assert "used up" in failed.value.__notes__[1]
+        assert failed.value.messages == ()
+        # Nothing was carried out there: that is what it was before.
+        with faults.failing("fsconfig", errno.EINTR, times=1), pytest.raises(OSError) as failed:
+            await configure(face, fd, *string("xino", "on"))
+        assert failed.value.errno == errno.EBUSY
+
+
+@on_both_faces
 async def test_warnings_of_a_call_that_succeeded_can_be_read(face):
     async with context(face) as fd:
         assert await face.fscontext_messages(fd) == ()

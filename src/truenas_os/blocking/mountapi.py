@@ -3,7 +3,7 @@
 
 import errno
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 from typing_extensions import Buffer
 
@@ -76,7 +76,8 @@ def fsconfig(
     Raises :exc:`OSError`, which has as notes and in ``messages`` what the kernel wrote to the
     context's log: EINVAL (an unknown option or a bad value, or *fs_fd* is no context), EBUSY (the
     context is used up, or the filesystem is mounted), EPERM, EOPNOTSUPP, and what the filesystem
-    reports. A context in which creating the filesystem has failed takes no further command.
+    reports. A context in which creating the filesystem has failed takes no further command, nor
+    does one in which a signal has interrupted it (EINTR).
     :manpage:`fsconfig(2)`. Linux 5.2; ``FSCONFIG_CMD_CREATE_EXCL`` 6.6.
     """
     try:
@@ -86,8 +87,20 @@ def fsconfig(
     arguments = fsconfig_arguments(command, key, value, aux)
     fd = fileno(fs_fd)
     about = f"FSCONFIG_{command.name}" if key is None else f"FSCONFIG_{command.name} {key!r}"
+    interrupted = False
     while (ret := lib.tos_fsconfig(fd, command, *arguments)) < 0:
+        if interrupted and ret == -errno.EBUSY:
+            _fail_interrupted(fd, about)
+        interrupted = ret == -errno.EINTR and command not in _SETTING
         _check(ret, "fsconfig", fd, notes=(about,))
+
+
+def _fail_interrupted(context: int, about: str) -> NoReturn:
+    error = InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+    error.add_note(about)
+    error.add_note("it was interrupted, and the context is used up: it takes no other try")
+    _add_log(error, context)
+    raise error
 
 
 def fscontext_messages(fs_fd: FileDescriptorLike) -> tuple[str, ...]:
@@ -378,14 +391,18 @@ def _check(ret: int, call: str, context: int | None, **about: Any) -> None:
     try:
         check(ret, call, **about)
     except OSError as error:
-        lines: list[str] = []
-        # Only a context's log is read: anything else that was passed by mistake is left alone.
-        if context is not None and lib.tos_fscontext_check(context) == 0:
-            _read_messages(context, lines)  # if that fails, so be it: there is an error to be told
-        error.messages = tuple(lines)  # type: ignore[attr-defined]
-        for line in lines:
-            error.add_note(line[2:])
+        _add_log(error, context)
         raise
+
+
+def _add_log(error: OSError, context: int | None) -> None:
+    lines: list[str] = []
+    # Only a context's log is read: anything else that was passed by mistake is left alone.
+    if context is not None and lib.tos_fscontext_check(context) == 0:
+        _read_messages(context, lines)  # if that fails, so be it: there is an error to be told
+    error.messages = tuple(lines)  # type: ignore[attr-defined]
+    for line in lines:
+        error.add_note(line[2:])
 
 
 def _read_messages(fs_fd: int, lines: list[str]) -> int:
