@@ -19,6 +19,7 @@ from walked import OPENING, paths, walked, walking
 from witness import in_python
 
 from truenas_os import blocking
+from truenas_os.blocking import walk_tokens
 
 pytestmark = pytest.mark.usefixtures("ends")
 
@@ -410,6 +411,19 @@ async def test_a_damaged_token_is_refused(face, mount_dir):
     for wrong in ("text", 5, None):
         with pytest.raises((TypeError, ValueError)):
             make(wrong)
+
+
+@pytest.mark.parametrize("name", [None, "", "/", "a/b", "nul\0"])
+def test_a_token_that_leads_to_no_directory_is_refused(mount_dir, name):
+    """It is none that a walk has made."""
+    (mount_dir / "a").mkdir()
+    with blocking.walk(mount_dir) as walk:
+        next(walk)
+        position = walk.resume_token().position
+    top, below = position.levels
+    levels = () if name is None else (top, below._replace(name=name))
+    with pytest.raises(ValueError, match="leads to no directory"):
+        walk_tokens.token_of(position._replace(levels=levels))
 
 
 @on_both_faces

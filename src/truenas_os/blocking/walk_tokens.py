@@ -251,6 +251,8 @@ def _decoded(data: bytes) -> Position:
             levels.append(Level(name, level_ino, level_btime, level_handle, cookie, after))
     except struct.error:
         raise ValueError("this resume token is damaged") from None
+    if not levels or any(not level.name or set(level.name) & {"/", "\0"} for level in levels[1:]):
+        raise ValueError("this resume token leads to no directory")
     identity = Identity(
         os.fsdecode(fs_type), uuid, fsid % (1 << 64), os.fsdecode(source), ino, btime, handle
     )
