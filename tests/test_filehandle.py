@@ -474,6 +474,13 @@ def test_what_is_no_source_of_a_handle_is_a_type_error(library):
         assert calls.seen == 0
 
 
+@pytest.mark.parametrize("library", [blocking, truenas_os], ids=["blocking", "async"])
+@pytest.mark.parametrize("mount_id", [-5, 1 << 64])
+def test_a_number_that_is_no_mount_id_is_a_value_error(library, mount_id):
+    with pytest.raises(ValueError, match="a mount id is"):
+        library.fhandle(handle_bytes=handle_bytes(8, 8), mount_id=mount_id)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [

@@ -31,10 +31,10 @@ class fhandle(HandleContent):
     ``bytes(handle)`` returned; it can be used at once, and awaited as well. Handles are equal, and
     hash alike, by content and mount.
 
-    Raises :exc:`ValueError` for malformed *handle_bytes*; the await raises :exc:`OSError` with
-    EOPNOTSUPP where the filesystem has no handles (some have them with ``FH_AT_HANDLE_FID``, for
-    comparing only), EINVAL for flags that exclude each other, ENOENT, and so on. Linux 5.6; before
-    6.8 without a mount id.
+    Raises :exc:`ValueError` for malformed *handle_bytes* and a *mount_id* that can be none; the
+    await raises :exc:`OSError` with EOPNOTSUPP where the filesystem has no handles (some have them
+    with ``FH_AT_HANDLE_FID``, for comparing only), EINVAL for flags that exclude each other,
+    ENOENT, and so on. Linux 5.6; before 6.8 without a mount id.
     """
 
     __slots__ = ("_source",)

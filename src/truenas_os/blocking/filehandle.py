@@ -22,6 +22,7 @@ from .flags import (
     FH_AT_SYMLINK_FOLLOW,
     STATX_MNT_ID_UNIQUE,
 )
+from .mount_records import check_ids
 
 _HEADER = struct.Struct("=Ii")
 _MAX_HANDLE_SZ = 128
@@ -75,10 +76,10 @@ class fhandle(HandleContent):
     ``bytes(handle)`` returned, with the *mount_id* that belongs to it, if it is known. Handles are
     equal, and hash alike, by content and mount.
 
-    Raises :exc:`ValueError` for malformed *handle_bytes*; :exc:`OSError` with EOPNOTSUPP where the
-    filesystem has no handles (some have them with ``FH_AT_HANDLE_FID``, for comparing only), EINVAL
-    for flags that exclude each other, ENOENT, and so on. Linux 5.6; before 6.8 without a
-    mount id.
+    Raises :exc:`ValueError` for malformed *handle_bytes* and a *mount_id* that can be none;
+    :exc:`OSError` with EOPNOTSUPP where the filesystem has no handles (some have them with
+    ``FH_AT_HANDLE_FID``, for comparing only), EINVAL for flags that exclude each other, ENOENT, and
+    so on. Linux 5.6; before 6.8 without a mount id.
     """
 
     __slots__ = ()
@@ -119,6 +120,8 @@ def check_source(path: object, handle_bytes: object, mount_id: object) -> None:
         )
     if not isinstance(mount_id, int | None):
         raise TypeError(f"mount_id must be an int, not {type(mount_id).__name__}")
+    if mount_id is not None:
+        check_ids(mount_id)
 
 
 def checked_handle(handle_bytes: Buffer) -> bytes:
