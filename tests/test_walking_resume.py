@@ -9,11 +9,12 @@ import random
 import shutil
 from pathlib import Path
 
+import faults
 import kernel
 import pytest
 from faces import Face, on_both_faces
 from filesystems import make_image, needs_root
-from grown import EXACT, directories, filled, grown, mounted_image, tree
+from grown import EXACT, as_nobody, directories, filled, grown, mounted_image, tree
 from test_walking_marks import MARKS, small
 from walked import OPENING, paths, walked, walking
 from witness import in_python
@@ -385,6 +386,55 @@ async def test_another_directory_of_the_same_name_is_not_taken_for_it(face, plac
     filled(place / "a" / "b", "three", "four")
     with pytest.raises(face.library.IteratorRestoreError):
         await walked(face, place, resume_from=token)
+
+
+def rest_of(where, token):
+    with blocking.walk(where, resume_from=token) as walk:
+        return paths(walk)
+
+
+@needs_root
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("syscall", ["openat2", "statx"])
+def test_what_cannot_be_opened_now_is_not_told_to_be_gone(public, syscall, code):
+    """Without privileges, where no handle leads there: the token is as good as before."""
+    (public / "a" / "b" / "c").mkdir(parents=True)
+    filled(public / "a" / "b" / "c", "one", "two")
+    order = tree(public)
+    with as_nobody():
+        with blocking.walk(public) as walk:
+            while not next(walk).parent.endswith("/c"):
+                pass
+            token = walk.resume_token()
+        told = set()
+        with faults.count(syscall) as calls:
+            rest_of(public, token)
+        for nth in range(calls.seen):
+            with faults.failing(syscall, code, skip=nth, times=1):
+                try:
+                    rest_of(public, token)
+                except OSError as error:
+                    assert not isinstance(error, blocking.IteratorRestoreError)
+                    assert error.errno == code
+                    told.add(error.filename)
+        assert told >= {str(public / "a"), str(public / "a" / "b"), str(public / "a" / "b" / "c")}
+        assert rest_of(public, token) == order[-1:]
+
+
+@needs_root
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_a_handle_that_cannot_be_opened_now_does_not_make_its_directory_lost(mount_dir, code):
+    (mount_dir / "a").mkdir()
+    filled(mount_dir / "a", "one", "two")
+    with blocking.walk(mount_dir) as walk:
+        rest = tree(mount_dir)[len([next(walk), next(walk)]) :]
+        token = walk.resume_token()
+    (mount_dir / "a").rename(mount_dir / "renamed")
+    with faults.failing("open_by_handle_at", code), pytest.raises(OSError) as failed:
+        rest_of(mount_dir, token)
+    assert (failed.value.errno, failed.value.filename) == (code, str(mount_dir / "a"))
+    assert not isinstance(failed.value, blocking.IteratorRestoreError)
+    assert set(rest) <= set(rest_of(mount_dir, token))
 
 
 # Tokens that are none

@@ -140,30 +140,34 @@ int tos_frame_read(struct tos_frame *frame)
 	return frame->error;
 }
 
-/* Whether the descriptor is of the directory that has this identity. */
-static bool is_same(int fd, const struct tos_dir_id *id)
+/* 0 if the descriptor is of the directory that has this identity, -ESTALE if not, or -errno. */
+static int compare(int fd, const struct tos_dir_id *id)
 {
 	struct tos_dir_id found;
 	struct tos_statx stx;
+	int ret = tos_walk_statx(fd, "", 0, &stx);
 
-	if (tos_walk_statx(fd, "", 0, &stx))
-		return false;
+	if (ret)
+		return ret;
 	tos_walk_identify(fd, &stx, &found);
 	if (found.ino != id->ino || found.btime_sec != id->btime_sec ||
 	    found.btime_nsec != id->btime_nsec)
-		return false;
-	return !found.handle_size || !id->handle_size ||
-	       (found.handle_size == id->handle_size &&
-		!memcmp(found.handle, id->handle, id->handle_size));
+		return -ESTALE;
+	if (found.handle_size && id->handle_size &&
+	    (found.handle_size != id->handle_size ||
+	     memcmp(found.handle, id->handle, id->handle_size)))
+		return -ESTALE;
+	return 0;
 }
 
 /* The descriptor if it is the right one, else -ESTALE; an error stays one. */
 static int verified(int fd, const struct tos_dir_id *id)
 {
-	if (fd < 0 || is_same(fd, id))
-		return fd;
-	tos_close(fd);
-	return -ESTALE;
+	int ret = fd < 0 ? fd : compare(fd, id);
+
+	if (ret && fd >= 0)
+		tos_close(fd);
+	return ret ? ret : fd;
 }
 
 static int open_by_name(int dirfd, const struct tos_frame *frame)
@@ -273,23 +277,46 @@ int tos_frames_pop(struct tos_walker *w)
 	return fd;
 }
 
+/* Whether an error says that the directory is not there, and not that it cannot be opened now. */
+static bool is_elsewhere(int error)
+{
+	return error == -ENOENT || error == -ENOTDIR || error == -ELOOP || error == -EXDEV ||
+	       error == -ESTALE;
+}
+
+static bool may_pass(int error)
+{
+	return error == -EMFILE || error == -ENFILE || error == -ENOMEM || error == -EIO;
+}
+
+/* By its name in the directory above or by its handle: the descriptor, or -errno. */
+static int find(struct tos_walker *w, size_t depth)
+{
+	const struct tos_frame *frame = &w->frames[depth];
+	int fd = open_by_name(w->frames[depth - 1].fd, frame);
+	int by_handle;
+
+	if (fd >= 0)
+		return fd;
+	by_handle = open_by_handle(w, frame);
+	return by_handle >= 0 || (is_elsewhere(fd) && may_pass(by_handle)) ? by_handle : fd;
+}
+
 /*
- * Opens the directories on the path to where a walk goes on. -ESTALE: the one at depth *lost was not
- * found, neither by its name nor by its handle.
+ * Opens the directories on the path to where a walk goes on: 0, or the error of the one at depth *at,
+ * which may be *lost. Where the last one is not, but cannot be opened, there is an error in the walk.
  */
-int tos_frames_restore(struct tos_walker *w, size_t *lost)
+int tos_frames_restore(struct tos_walker *w, size_t *at, bool *lost)
 {
 	const size_t count = w->level_count;
 
 	for (size_t i = w->frame_count; i < count; i++) {
 		struct tos_frame *frame = &w->frames[i];
-		int fd = open_by_name(w->frames[i - 1].fd, frame);
-		int by_handle = fd < 0 ? open_by_handle(w, frame) : -1;
+		int fd = find(w, i);
 
-		*lost = i;
-		fd = by_handle >= 0 ? by_handle : fd;
-		if (fd < 0 && (i + 1 < count || fd == -ENOENT || fd == -ENOTDIR || fd == -ELOOP ||
-			       fd == -EXDEV || fd == -ESTALE))
+		*at = i;
+		*lost = is_elsewhere(fd);
+		if (fd < 0 && (i + 1 < count || *lost))
 			return fd;
 		frame->fd = fd < 0 ? -1 : fd;
 		frame->seek = true;

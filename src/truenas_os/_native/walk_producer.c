@@ -483,11 +483,13 @@ static void drop_unfinished(struct tos_walker *w)
 
 static void walk(struct tos_walker *w)
 {
-	size_t lost = 0;
-	int ret = tos_frames_restore(w, &lost);
+	size_t at = 0;
+	bool lost = false;
+	int ret = tos_frames_restore(w, &at, &lost);
 
 	if (ret) {
-		emit(w, TOS_WALK_LOST, (uint32_t)lost, ret, -1, false);
+		/* What cannot be opened is named as with ERROR: by the depth of what is in it. */
+		emit(w, lost ? TOS_WALK_LOST : TOS_WALK_FATAL, (uint32_t)at + !lost, ret, -1, false);
 		return;
 	}
 	/* A root that carries the mark has been walked. */

@@ -145,7 +145,7 @@ void tos_walk_identify(int fd, const struct tos_statx *stx, struct tos_dir_id *i
 int tos_frames_add(struct tos_walker *w, const char *name, const struct tos_dir_id *id);
 int tos_frames_push(struct tos_walker *w, int fd, const char *name, const struct tos_dir_id *id);
 int tos_frames_pop(struct tos_walker *w);
-int tos_frames_restore(struct tos_walker *w, size_t *lost);
+int tos_frames_restore(struct tos_walker *w, size_t *at, bool *lost);
 int tos_frame_read(struct tos_frame *frame);
 void tos_frame_clear(struct tos_frame *frame);
 
