@@ -797,6 +797,8 @@ def test_without_an_interval_the_silent_changes_wait_for_the_next_wakeup(mount_d
         ({"interval": -1}, "interval"),
         ({"interval": float("nan")}, "interval"),
         ({"debounce": -0.1}, "debounce"),
+        ({"mask": -1}, "mask"),
+        ({"mask": 1 << 64}, "mask"),
         ({"debounce": float("nan")}, "debounce"),
         ({"wakeups": "mountinfo", "mnt_ns": 0}, "namespace"),
     ],

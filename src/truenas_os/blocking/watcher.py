@@ -69,6 +69,8 @@ class WatchOptions(NamedTuple):
             raise ValueError("without an interval and without wake-ups, nothing would be seen")
         if self.interval is not None and not self.interval > 0:
             raise ValueError(f"interval must be positive, not {self.interval}")
+        if not 0 <= self.mask < 1 << 64:
+            raise ValueError(f"mask must be made of STATMOUNT_*, not {self.mask}")
         if not self.debounce >= 0:
             raise ValueError(f"debounce must not be negative, but is {self.debounce}")
         if self.wakeups == "mountinfo" and self.mnt_ns is not None:
