@@ -14,7 +14,7 @@ import faults
 import kernel
 import pytest
 from faces import on_both_faces
-from grown import O_PATH, filled, grown, tree
+from grown import O_PATH, deep, filled, grown, tree
 from stuck import wait_until
 from walked import OPENING, old_descriptors, paths, walking
 from witness import in_python
@@ -309,6 +309,29 @@ print(seen, told, stats.cnt_errors, stats.cnt_skipped)
     seen, told, errors, _ = map(int, in_python(script.format(place=str(mount_dir))).split())
     assert seen == len(tree(mount_dir)) or errors
     assert told <= errors
+
+
+def test_the_way_back_up_waits_for_descriptors_that_the_consumer_has(mount_dir):
+    deep(mount_dir, b"d", 60)
+    script = """
+import os, resource
+from truenas_os import blocking
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+seen, depth, taken = 0, 0, []
+with blocking.walk({place!r}, read_ahead=1, on_error="raise") as walk:
+    for item in walk:
+        seen += 1
+        on_the_way_up, depth = item.depth < depth, item.depth
+        if on_the_way_up and not taken:
+            try:
+                while True:
+                    taken.append(os.dup(0))
+            except OSError:
+                pass
+print(seen)
+"""
+    assert int(in_python(script.format(place=str(mount_dir)))) == len(tree(mount_dir))
 
 
 @on_both_faces

@@ -54,11 +54,6 @@ static bool is_gone(int error)
 	return error == -ENOENT || error == -ESTALE;
 }
 
-static bool lacks_descriptors(int error)
-{
-	return error == -EMFILE || error == -ENFILE;
-}
-
 /* Whether an open failed with what it says of something else than was expected there. */
 static bool is_something_else(int error)
 {
@@ -193,7 +188,7 @@ static enum tos_slot_state looked_at(struct tos_walker *w, int dirfd, struct tos
 
 	if (is_gone(ret))
 		return dropped(slot);
-	if (lacks_descriptors(ret) && !last_try)
+	if (tos_lacks_descriptors(ret) && !last_try)
 		return TOS_SLOT_NEEDS_FD;
 	if (ret)
 		return failed(w, dirfd, slot, stx, ret);
@@ -222,7 +217,7 @@ enum tos_slot_state tos_walk_fill(struct tos_walker *w, int dirfd, struct tos_sl
 				return TOS_SLOT_DONE;
 			if (is_gone(ret))
 				return dropped(slot);
-			if (lacks_descriptors(ret) && !last_try)
+			if (tos_lacks_descriptors(ret) && !last_try)
 				return TOS_SLOT_NEEDS_FD;
 			if (ret == -EXDEV && !w->config.include_mountpoints)
 				return dropped(slot);
@@ -310,7 +305,7 @@ enum tos_slot_state tos_walk_fill_dir(struct tos_walker *w, int dirfd, struct to
 		}
 		if (is_gone(ret) || (ret == -EXDEV && !w->config.include_mountpoints))
 			return dropped(slot);
-		if (lacks_descriptors(ret) && !last_try)
+		if (tos_lacks_descriptors(ret) && !last_try)
 			return TOS_SLOT_NEEDS_FD;
 		if (ret != -EXDEV && !is_something_else(ret))
 			return failed(w, dirfd, slot, stx, ret);

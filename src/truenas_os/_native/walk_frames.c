@@ -199,18 +199,28 @@ static int open_from_root(struct tos_walker *w, size_t depth)
 	return fd;
 }
 
-/* Opens a parked frame; child_fd is that of the frame below, or -1. */
-static void reopen(struct tos_walker *w, size_t depth, int child_fd)
+/* By the ".." of the directory below, or in whatever other way: the descriptor, or -errno. */
+static int open_again(struct tos_walker *w, size_t depth, int child_fd)
 {
-	struct tos_frame *frame = &w->frames[depth];
+	const struct tos_frame *frame = &w->frames[depth];
 	int fd = -ESTALE;
 
 	if (child_fd >= 0)
 		fd = verified(tos_walk_open(child_fd, "..", OPEN_DIR, RESOLVE), &frame->id);
 	if (fd < 0)
 		fd = open_by_handle(w, frame);
-	if (fd < 0)
-		fd = open_from_root(w, depth);
+	return fd < 0 ? open_from_root(w, depth) : fd;
+}
+
+/* Opens a parked frame; child_fd is that of the frame below, or -1. */
+static void reopen(struct tos_walker *w, size_t depth, int child_fd)
+{
+	struct tos_frame *frame = &w->frames[depth];
+	int fd = open_again(w, depth, child_fd);
+
+	/* Those of what was handed out may be the last descriptors. */
+	if (tos_lacks_descriptors(fd) && !tos_walk_wait_released(w, w->reserved))
+		fd = open_again(w, depth, child_fd);
 	if (fd < 0) {
 		drop_entries(frame);
 		frame->at_end = true;
@@ -286,7 +296,7 @@ static bool is_elsewhere(int error)
 
 static bool may_pass(int error)
 {
-	return error == -EMFILE || error == -ENFILE || error == -ENOMEM || error == -EIO;
+	return tos_lacks_descriptors(error) || error == -ENOMEM || error == -EIO;
 }
 
 /* By its name in the directory above or by its handle: the descriptor, or -errno. */

@@ -120,7 +120,7 @@ static void dispose_released(struct tos_walker *w, uint64_t released)
 }
 
 /* Waits until the consumer has released so many slots: 0, or -ECANCELED when the walk is closed. */
-static int wait_released(struct tos_walker *w, uint64_t count)
+int tos_walk_wait_released(struct tos_walker *w, uint64_t count)
 {
 	uint64_t released;
 	bool closing;
@@ -145,7 +145,7 @@ static int64_t wait_free(struct tos_walker *w)
 {
 	const uint64_t capacity = w->config.capacity;
 	const uint64_t needed = w->reserved < capacity ? 0 : w->reserved - capacity + 1;
-	int ret = wait_released(w, needed);
+	int ret = tos_walk_wait_released(w, needed);
 
 	return ret ? ret : (int64_t)(w->closed + capacity - w->reserved);
 }
@@ -372,7 +372,7 @@ static int enter(struct tos_walker *w, struct tos_frame *frame)
 		return -ENOMEM;
 	if (tos_walk_fill_dir(w, frame->fd, slot, stx, false, &dir) == TOS_SLOT_NEEDS_FD) {
 		/* Everything before it is to be released first: those descriptors may be the last. */
-		ret = wait_released(w, number);
+		ret = tos_walk_wait_released(w, number);
 		if (ret)
 			return ret;
 		tos_walk_fill_dir(w, frame->fd, slot, stx, true, &dir);
@@ -403,7 +403,7 @@ static int finish_slice(struct tos_walker *w, struct tos_frame *frame, uint64_t 
 		struct tos_slot *slot = tos_slot_at(w, i);
 
 		if (slot->state == TOS_SLOT_NEEDS_FD) {
-			int ret = wait_released(w, i);
+			int ret = tos_walk_wait_released(w, i);
 
 			if (ret)
 				return ret;
@@ -503,7 +503,7 @@ static void walk(struct tos_walker *w)
 			unwind(w);
 	}
 	if (!ret)
-		ret = wait_released(w, w->reserved); /* with all marks, before the end is told */
+		ret = tos_walk_wait_released(w, w->reserved); /* with all marks, before the end is told */
 	if (ret == -ECANCELED)
 		return;
 	if (ret)

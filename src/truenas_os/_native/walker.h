@@ -13,6 +13,7 @@
 #ifndef TOS_WALKER_H
 #define TOS_WALKER_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -124,6 +125,11 @@ static inline const char *tos_slot_name(const struct tos_slot *slot)
 	return slot->long_name ? slot->long_name : slot->name;
 }
 
+static inline bool tos_lacks_descriptors(int error)
+{
+	return error == -EMFILE || error == -ENFILE;
+}
+
 /* walker.c */
 void tos_walk_signal(struct tos_walker *w);
 bool tos_walk_closing(struct tos_walker *w);
@@ -151,6 +157,7 @@ void tos_frame_clear(struct tos_frame *frame);
 
 /* walk_producer.c: the threads */
 void tos_walk_settle(struct tos_walker *w, struct tos_slot *slot);
+int tos_walk_wait_released(struct tos_walker *w, uint64_t count);
 void *tos_walk_produce(void *walker);
 void *tos_walk_help(void *walker);
 
