@@ -311,7 +311,6 @@ def bytes_in(items: list[IterInstance]) -> int:
     if not items:
         return 0
     (batch, first), (last_batch, last) = items[0].place(), items[-1].place()
-    total = batch.entry(last).bytes
-    if batch is not last_batch or total == _TOO_MANY_BYTES:
+    if batch is not last_batch or (total := batch.entry(last).bytes) == _TOO_MANY_BYTES:
         return sum(item.statxinfo.stx_size for item in items if item.isreg and not item.ismount)
     return total - (batch.entry(first - 1).bytes if first else 0)
