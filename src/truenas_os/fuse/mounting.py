@@ -46,8 +46,6 @@ _HELPER: Final = "fusermount3"
 _LOOK: Final = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC
 # Seconds between attempts to unmount what is busy.
 _DELAY: Final = 0.05
-# Seconds between looks at how many requests have no reply yet.
-_MOMENT: Final = 0.002
 
 
 class FuseMount:
@@ -147,7 +145,6 @@ class FuseMount:
         Raises :exc:`OSError` if it cannot be done.
         """
         deadline = time.monotonic() + patience
-        self._wait_for_requests(deadline)
         while True:
             try:
                 return self._unmount()
@@ -155,16 +152,6 @@ class FuseMount:
                 if error.errno != errno.EBUSY or time.monotonic() >= deadline:
                     raise
             time.sleep(_DELAY)
-
-    def _wait_for_requests(self, deadline: float) -> None:
-        # The kernel holds back releases when there are many, and forgets those at the unmounting.
-        with contextlib.suppress(OSError):
-            while self._count_requests() and time.monotonic() < deadline:
-                time.sleep(_MOMENT)
-
-    def _count_requests(self) -> int:
-        with self._control("waiting") as waiting:
-            return int(os.read(waiting, 16) or 0)
 
     def _unmount(self) -> None:
         if self._helper is None:
@@ -185,21 +172,9 @@ class FuseMount:
 
     def abort(self) -> None:
         """End the connection, and detach the mount: whatever waits for the server fails."""
-        with contextlib.suppress(OSError), self._control("abort", os.O_WRONLY) as control:
-            os.write(control, b"1")
+        with contextlib.suppress(OSError):
+            _abort(self._connection)
         self.take_away()
-
-    def _control(self, name: str, flags: int = os.O_RDONLY) -> Fd:
-        """A file that fusectl has for the connection."""
-        name = f"{self._connection}/{name}"
-        try:
-            return Fd(os.open(f"/sys/fs/fuse/connections/{name}", flags | os.O_CLOEXEC))
-        except FileNotFoundError:
-            # Nobody has mounted it; it need not be visible to be used.
-            with fsopen(fs_name="fusectl") as context:
-                fsconfig(fs_fd=context, cmd=FSCONFIG_CMD_CREATE)
-                with fsmount(fs_fd=context) as root:
-                    return openat2(root, name, flags)
 
     def take_away(self) -> None:
         """As :meth:`detach`; what goes wrong is logged, and the guard goes on trying."""
@@ -294,6 +269,21 @@ def _mount_with(helper: str, path: str, root_mode: int, options: MountOptions) -
     error = PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
     error.add_note(complaint.decode(errors="replace").strip() or f"{helper} has failed")
     raise error
+
+
+def _abort(connection: int) -> None:
+    """End a connection: whatever waits for its server fails."""
+    name = f"{connection}/abort"
+    try:
+        control = Fd(os.open(f"/sys/fs/fuse/connections/{name}", os.O_WRONLY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        # Nobody has mounted it; it need not be visible to be used.
+        with fsopen(fs_name="fusectl") as context:
+            fsconfig(fs_fd=context, cmd=FSCONFIG_CMD_CREATE)
+            with fsmount(fs_fd=context) as root:
+                control = openat2(root, name, os.O_WRONLY)
+    with control:
+        os.write(control, b"1")
 
 
 def _run_helper(helper: str, *arguments: str) -> None:

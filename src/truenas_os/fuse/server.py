@@ -40,6 +40,8 @@ _LOOKS: Final = 10
 # has to clear it for the next: one of more bytes than this is handled before the next is taken, if
 # its handler does not wait.
 _LARGE: Final = 1 << 16
+# Seconds between looks at how many releases have come.
+_MOMENT: Final = 0.002
 # A reply of so many bytes is copied behind its header rather than gathered by the kernel.
 _SMALL: Final = 4096
 _HEADER: Final = wire.OUT_HEADER.pack
@@ -121,6 +123,8 @@ class Server:
         self._catching_up = False
         self._idle = anyio.Event()
         self._counts = [0] * 64
+        # How many files and directories were opened of which a release is to come.
+        self._opened = 0
         # How many requests have come once more while they were being served.
         self._recognized = 0
         self._disowned = False
@@ -157,6 +161,23 @@ class Server:
                     await self._destroy()
                 finally:
                     self.hang_up()
+
+    def _count_opened(self, request: Request) -> None:
+        # What was made with CREATE, and cannot be opened, is not released.
+        if request.opcode == Opcode.OPENDIR or Opcode.OPEN in self._table:
+            self._opened += 1
+
+    async def wait_for_releases(self) -> None:
+        """Wait until what was opened is being released, at most until the deadline.
+
+        The kernel holds releases back when there are many, and at the unmounting it forgets those.
+        """
+        assert self.deadline is not None
+        with anyio.CancelScope(deadline=self.deadline):
+            while sum(self._counts[opcode] for opcode in _RELEASES) < self._opened:
+                if self.end is not None:
+                    return
+                await anyio.sleep(_MOMENT)
 
     async def _wait_for_handlers(self) -> None:
         deadline = self.deadline
@@ -405,6 +426,8 @@ class Server:
                 request.answered = True
                 return
             if self._reply(request, body):
+                if request.opened is not None:
+                    self._count_opened(request)
                 return
             code = 0
         if code:

@@ -259,9 +259,12 @@ class Session:
                 await offload(mount.close, certain=True)
 
     async def _unmount(self, mount: FuseMount, server: Server) -> None:
-        with anyio.move_on_after(self._timeout + 1):
+        assert server.deadline is not None
+        await server.wait_for_releases()
+        patience = max(0.0, server.deadline - anyio.current_time())
+        with anyio.move_on_after(patience + 1):
             try:
-                await offload(mount.unmount, self._timeout, certain=True)
+                await offload(mount.unmount, patience, certain=True)
             except OSError:
                 pass  # busy, or no longer ours to unmount
             else:
