@@ -45,7 +45,10 @@ def wait_until(condition, what="the condition"):
 
 def fds_return_without_a_loop_to(before):
     gc.collect()
-    wait_until(lambda: kernel.open_fds().keys() == before.keys(), "the old set of descriptors")
+    deadline = time.monotonic() + AMPLE
+    while (now := kernel.open_fds()).keys() != before.keys():
+        assert time.monotonic() < deadline, {"now": now, "before": before}
+        time.sleep(0.002)
 
 
 def run_python(program, *args, timeout=AMPLE):
