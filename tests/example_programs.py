@@ -29,6 +29,9 @@ def started(name, *arguments, **options):
             yield process
         finally:
             limit.cancel()
+            process.terminate()  # what it has started, it ends
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(AMPLE)
             process.kill()
 
 
