@@ -18,11 +18,16 @@ def command(name, *arguments):
     return ["env", "--default-signal=INT", sys.executable, EXAMPLES / f"{name}.py", *arguments]
 
 
-@contextlib.contextmanager
 def started(name, *arguments, **options):
     """The program; who waits for it for too long finds it killed."""
+    return limited(command(name, *arguments), env=environment(), **options)
+
+
+@contextlib.contextmanager
+def limited(arguments, **options):
+    """A process that is killed after a while, and ended at the end."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
-    with subprocess.Popen(command(name, *arguments), env=environment(), **options) as process:
+    with subprocess.Popen(arguments, **options) as process:
         limit = threading.Timer(AMPLE, process.kill)
         limit.start()
         try:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """Every code block of the README, the site and the docstrings runs, and prints what it says."""
 
-import contextlib
 import doctest
 import json
 import os
@@ -10,15 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import documents
 import kernel
 import pytest
+from example_programs import limited
 from filesystems import require_fuse
 from forked_programs import Runner
-from stuck import AMPLE, wait_until
+from stuck import wait_until
 
 from truenas_os import blocking
 
@@ -154,24 +153,10 @@ def program_in(page, what):
     return found
 
 
-@contextlib.contextmanager
 def service(directory, mountpoint="/mnt/tank", prefix=()):
     """The service of the tutorial, started in *directory*."""
     code = program_in("docs/tutorial.md", "scan_or_go_on").replace("/mnt/tank", mountpoint)
-    with subprocess.Popen(
-        [*prefix, sys.executable, "-W", "error", "-c", code],
-        cwd=directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        limit = threading.Timer(AMPLE, process.kill)
-        limit.start()
-        try:
-            yield process
-        finally:
-            limit.cancel()
-            process.kill()
+    return limited([*prefix, sys.executable, "-W", "error", "-c", code], cwd=directory)
 
 
 def reported(directory):

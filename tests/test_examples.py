@@ -340,7 +340,8 @@ def test_mounts_reach_the_volume_from_outside_and_never_come_out(image):
     with contained(image, "sh", "-c", script) as process:
         assert process.stdout.readline() == "ready\n"
         new = [line for line in mounts() if line not in before]
-        lines = [line for line in new if line.split()[4].endswith("/root/volume")]
+        points = {line: Path(line.split()[4]) for line in new}
+        lines = [line for line, point in points.items() if point.parts[-2:] == ("root", "volume")]
         assert [" master:" in line and " shared:" not in line for line in lines] == [True]
         root = lines[0].split()[4].removesuffix("/volume")
         # From outside, without its user namespace, all is shifted.
