@@ -424,6 +424,37 @@ async def test_a_cancelled_main_ends_the_session(point):
     assert filesystem.destroyed == 1
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_closing_while_main_serves_ends_it(point, loop):
+    program = start(
+        """
+        import sys
+        sys.path.insert(0, sys.argv[2])
+        import anyio
+        from serving import Files, client
+        from truenas_os import fuse
+
+        async def main():
+            fuse.init(filesystem, sys.argv[1])
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fuse.main)
+                session = fuse.program._session
+                assert await client(session, "print(open(top + '/a').read())") == "content"
+                fuse.close()
+            print("ended", filesystem.destroyed)
+
+        filesystem = Files(a=b"content")
+        anyio.run(main, backend=sys.argv[3])
+        """,
+        point,
+        Path(__file__).parent,
+        loop,
+    )
+    out, err = program.communicate(timeout=AMPLE)
+    assert (out, err) == ("ended 1\n", "")
+    wait_until(lambda: not is_mounted(point), "the end of the mount")
+
+
 def test_ctrl_c_in_a_handler_is_for_the_program_and_not_for_the_loops_own_tasks(point):
     program = start(
         """

@@ -51,6 +51,21 @@ def calls(tmp_path, monkeypatch):
 
 
 @pytest.mark.anyio
+async def test_what_cannot_be_looked_at_is_unmounted_again(point, calls, monkeypatch):
+    def fail(mount, root):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = kernel.open_fds()
+    monkeypatch.setattr(mounting.FuseMount, "look_at", fail)
+    with pytest.raises(OSError) as caught:
+        async with fuse.mount(Files(), point):
+            pass
+    assert caught.value.errno == errno.EMFILE
+    assert not is_mounted(point)
+    await fds_return_to(before)
+
+
+@pytest.mark.anyio
 async def test_it_mounts_and_unmounts(point, calls):
     before = kernel.open_fds()
     filesystem = Files(a=b"content")

@@ -385,6 +385,8 @@ def mount(
     The block gets the :class:`Session`. At its end, however it ends, the filesystem is unmounted.
     While a program waits in the block, requests are served in the background; as many as
     *max_tasks* handlers are under way at once, those of locks that wait not counted.
+    *unmount_timeout*: seconds for which the end waits for what is in use and for handlers, before
+    it aborts the connection and detaches the mount.
 
     *options*: ``default_permissions`` (the kernel checks modes; the default here), ``allow_other``
     (others than the mounting user may enter), ``fsname`` and ``subtype`` (what the mount table
