@@ -64,9 +64,13 @@ class Catalogue:
     async def open(self, length: int, token: bytes) -> None:
         """Open it to go on from *token*, or to begin."""
         self.file = await truenas_os.safe_open(self.path, "ab")
-        await self.file.truncate(length)
-        self.token = token
-        await self.save()
+        try:
+            await self.file.truncate(length)
+            self.token = token
+            await self.save()
+        except BaseException:
+            await self.close()
+            raise
 
     async def add(self, lines: list[str], token: bytes) -> None:
         """Append what was found up to *token*."""
@@ -87,6 +91,10 @@ class Catalogue:
     async def finish(self) -> None:
         await self.file.fsync()
         os.unlink(self.path + ".state")
+
+    async def close(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.file.aclose()
 
 
 def describe(items: list[truenas_os.IterInstance]) -> list[str]:
@@ -132,11 +140,13 @@ async def scan(root: str, catalogue: Catalogue) -> None:
             async for batch in items.batches(64):
                 lines = await anyio.to_thread.run_sync(describe, batch)
                 await catalogue.add(lines, items.resume_token())
+            await catalogue.finish()
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
                 await catalogue.save()
             raise
-    await catalogue.finish()
+        finally:
+            await catalogue.close()
     log.info("complete")
 
 
