@@ -487,6 +487,39 @@ def test_ctrl_c_in_a_handler_is_for_the_program_and_not_for_the_loops_own_tasks(
     assert not is_mounted(point)
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_a_signals_handler_that_tears_the_event_loop_down(point, loop):
+    program = start(
+        """
+        import signal, sys, warnings
+        sys.path.insert(0, sys.argv[2])
+        warnings.filterwarnings("ignore", message=".*abandoned")
+        import anyio
+        from serving import Files
+        from truenas_os import fuse
+
+        signal.signal(signal.SIGTERM, sys.exit)
+        fuse.init(Files(a=b"content"), sys.argv[1])
+        try:
+            anyio.run(fuse.main, backend=sys.argv[3])
+        except BaseException:
+            pass
+        fuse.close()
+        print("ended")
+        """,
+        point,
+        Path(__file__).parent,
+        loop,
+    )
+    wait_until(lambda: is_mounted(point), "the mount")
+    assert (point / "a").read_text() == "content"
+    time.sleep(0.1)  # it now waits in the depths of the event loop
+    program.send_signal(signal.SIGTERM)
+    out, err = program.communicate(timeout=AMPLE)
+    assert (out, err, program.returncode) == ("ended\n", "", 0)
+    assert not is_mounted(point)
+
+
 def test_a_mount_that_was_never_served_is_closed(point):
     fuse.init(Files(), point)
     assert is_mounted(point)

@@ -281,7 +281,8 @@ class Session:
             self._closing.set()
             if self._server is not None:
                 self._server.hang_up()
-                with contextlib.suppress(RuntimeError):  # the event loop may be closed
+                # The event loop may be closed, of which asyncio and trio tell in their own ways.
+                with contextlib.suppress(RuntimeError, ValueError):
                     self._server.stop(SessionEnd.CLOSED)
             self._mount.close(leave=not unmount)
 
