@@ -330,6 +330,15 @@ async def test_others_may_not_enter_unless_allowed(point):
         await client(session, f"{as_nobody} os.listdir(os.path.basename(top))")
 
 
+@pytest.mark.anyio
+async def test_a_mount_that_is_read_only_says_so(point):
+    async with fuse.mount(Files(a=b""), point, ro=True, auto_unmount=True) as session:
+        (mount,) = (m for m in kernel.mountinfo() if m.mount_point == str(point))
+        assert "ro" in mount.options.split(",")
+        assert "ro" in mount.super_options.split(",")
+        assert await error_of(session, "open(top + '/a', 'w')") == "EROFS"
+
+
 # The form of seed 002
 
 PROGRAM = """

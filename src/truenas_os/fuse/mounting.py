@@ -30,6 +30,7 @@ from ..blocking.flags import (
     FSCONFIG_SET_FLAG,
     FSCONFIG_SET_STRING,
     STATX_MNT_ID_UNIQUE,
+    MountAttr,
 )
 from ..blocking.mountapi import attach, fsconfig, fsmount, fsopen
 from ..blocking.mounts import statmount
@@ -234,7 +235,9 @@ def _new_mount(device: Fd, root_mode: int, options: MountOptions) -> Fd:
             else:
                 fsconfig(fs_fd=context, cmd=FSCONFIG_SET_STRING, key=key, value=str(value))
         fsconfig(fs_fd=context, cmd=FSCONFIG_CMD_CREATE)
-        return fsmount(fs_fd=context, attr_flags=options.attributes)
+        # As mount(8) has it, where ro is of the filesystem and of its mount.
+        read_only = MountAttr.RDONLY if "ro" in options.settings else MountAttr(0)
+        return fsmount(fs_fd=context, attr_flags=options.attributes | read_only)
 
 
 def _mount_with(helper: str, path: str, root_mode: int, options: MountOptions) -> FuseMount:

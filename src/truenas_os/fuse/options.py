@@ -15,6 +15,8 @@ _NUMBERS: Final = ("max_read", "blksize")
 # What the session sees to.
 _SESSION: Final = ("read_ahead_kb", "request_timeout")
 _LARGEST: Final = {"request_timeout": (1 << 16) - 1}
+# What is so in any case.
+_ALWAYS: Final = ("auto_unmount",)
 # What the superblock has.
 _SUPERBLOCK: Final = ("ro", "sync", "dirsync", "lazytime")
 # What the mount has, and what takes it away again.
@@ -45,6 +47,7 @@ KNOWN: Final = tuple(
             *_FLAGS,
             *_NUMBERS,
             *_SESSION,
+            *_ALWAYS,
             *_SUPERBLOCK,
             *_ATTRIBUTES,
             *_OPPOSITES,
@@ -150,6 +153,9 @@ def _number(name: str, value: object) -> int:
 def _switch(parsed: MountOptions, name: str, on: bool) -> None:
     if name in ("blkdev", "debug"):
         setattr(parsed, name, on)
+    elif name in _ALWAYS:
+        if not on:
+            raise ValueError(f"the option {name} cannot be turned off")
     elif name in _ATTRIBUTES:
         parsed.attributes &= ~_ATTRIBUTES[name]
         if on:
