@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """What a filesystem tells the kernel, from anywhere and at any time."""
 
+import asyncio
 import errno
 import os
 import subprocess
+import threading
 
 import anyio
 import pytest
@@ -11,7 +13,7 @@ from serving import AMPLE, Client, Files, client, error_of
 from stuck import until
 
 from truenas_os import fuse
-from truenas_os.fuse import notifications
+from truenas_os.fuse import notifications, server
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +68,99 @@ async def test_handlers_may_invalidate_what_they_are_asked_for(point):
             """,
         )
         assert out.split() == ["7"] * 5
+
+
+@pytest.fixture
+def hurry(monkeypatch):
+    """Until it is set, no notice that a handler has posted reaches the kernel."""
+    hurry = threading.Event()
+    write = notifications.Notifier.write
+
+    def write_late(*notice):
+        assert hurry.wait(AMPLE)
+        write(*notice)
+
+    monkeypatch.setattr(notifications.Notifier, "write", write_late)
+    yield hurry
+    hurry.set()
+
+
+@pytest.mark.parametrize("told_by", ["session", "function"])
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_a_handler_invalidates_is_forgotten_before_its_reply(
+    point, hurry, monkeypatch, told_by, fails
+):
+    monkeypatch.setattr(server, "_AHEAD", AMPLE)
+
+    class Telling(Cached):
+        async def getxattr(self, inode, name, ctx):
+            self.inodes[2][0][:] = b"changed"
+            del self.names[b"b"]
+            if told_by == "session":
+                await self.session.invalidate_entry(1, b"b")
+                await self.session.invalidate_inode(2)
+            else:
+                fuse.invalidate_entry(1, b"b")
+                fuse.invalidate_inode(2)
+            tasks.start_soon(let_through)
+            if fails:
+                raise fuse.FUSEError(errno.EREMOTEIO)
+            return b"value"
+
+    async def let_through():
+        await anyio.sleep(0.05)  # in which a reply that does not wait is long there
+        hurry.set()
+
+    filesystem = Telling(a=b"content", b=b"")
+    async with fuse.mount(filesystem, point) as session, anyio.create_task_group() as tasks:
+        filesystem.session = session
+        out = await client(
+            session,
+            """
+            assert open(top + "/a").read() == "content" and os.path.exists(top + "/b")
+            try:
+                print(os.getxattr(top + "/a", "user.x"))
+            except OSError as error:
+                print(errno.errorcode[error.errno])
+            print(open(top + "/a").read(), os.path.exists(top + "/b"))
+            """,
+        )
+    assert out.splitlines() == ["EREMOTEIO" if fails else "b'value'", "changed False"]
+
+
+async def test_a_reply_does_not_wait_for_what_is_told_at_any_time_nor_for_long(point, hurry):
+    class Telling(Cached):
+        async def getxattr(self, inode, name, ctx):
+            if name == b"user.async":
+                fuse.invalidate_entry_async(1, b"b", ignore_enoent=True)
+            else:
+                fuse.invalidate_entry(1, b"b")
+            return b"value"
+
+    async with fuse.mount(Telling(a=b""), point) as session:
+        for name in ("async", "sync"):
+            ask = f"print(os.getxattr(top + '/a', 'user.{name}'))"
+            assert await client(session, ask) == "b'value'"
+        assert not hurry.is_set()
+        hurry.set()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_handler_that_is_cancelled_while_its_reply_waits_has_replied(
+    point, hurry, monkeypatch
+):
+    monkeypatch.setattr(server, "_AHEAD", AMPLE)
+
+    class Telling(Cached):
+        async def getxattr(self, inode, name, ctx):
+            fuse.invalidate_entry(1, b"b")
+            asyncio.get_running_loop().call_later(0.01, asyncio.current_task().cancel)
+            return b"value"
+
+    async with fuse.mount(Telling(a=b""), point) as session:
+        assert await client(session, "print(os.getxattr(top + '/a', 'user.x'))") == "b'value'"
+        assert not hurry.is_set()
+        hurry.set()
 
 
 async def test_who_is_no_handler_waits_until_it_is_done(point):

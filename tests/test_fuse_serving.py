@@ -679,6 +679,8 @@ async def test_debug_logs_each_request_with_its_reply_and_time(point, caplog, ho
     operations.add(b"d", mode=stat.S_IFDIR | 0o755)
     async with fuse.mount(operations, point, **options) as session:
         assert await error_of(session, "open(top + '/a').read(), os.rmdir(top + '/d')")
+        await session.invalidate_entry(1, b"a")
+        await until(lambda: not operations.lookups[2], "the end")
         requests = sum(session.stats.requests.values())
     lines = [record.getMessage() for record in caplog.records]
     if how == "neither":
@@ -688,4 +690,5 @@ async def test_debug_logs_each_request_with_its_reply_and_time(point, caplog, ho
     told = [form.fullmatch(line).groups() for line in lines]
     assert {("LOOKUP", " b'a'", "128 bytes"), ("READ", None, "7 bytes")} <= {*told}
     assert ("RMDIR", " b'd'", "ENOTEMPTY") in told
+    assert {("FORGET", None, "no reply"), ("BATCH_FORGET", None, "no reply")} & {*told}
     assert len(told) >= requests

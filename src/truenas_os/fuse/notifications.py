@@ -102,7 +102,7 @@ class Notifier:
         self._users = 0
         self._closed = False
         # What a thread is to write: how much it is, and the last to be put in is None.
-        self._queue: SimpleQueue[tuple[Notice, bool] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Notice, bool, threading.Event] | None] = SimpleQueue()
         self._queued = 0
         self._thread: threading.Thread | None = None
         self._waiting = anyio.Semaphore(_WAITING)
@@ -140,8 +140,8 @@ class Notifier:
         async with self._waiting:
             await offload(self.write, notice, ignore_enoent)
 
-    def post(self, notice: Notice, ignore_enoent: bool = True) -> None:
-        """Have a thread write it; errors are logged.
+    def post(self, notice: Notice, ignore_enoent: bool = True) -> threading.Event:
+        """Have a thread write it; errors are logged. The event is set once it is written.
 
         Raises :exc:`OSError` with ENOBUFS if too much is waiting already.
         """
@@ -157,17 +157,21 @@ class Notifier:
                 )
                 self._thread.start()
             self._queued += size
-            self._queue.put((notice, ignore_enoent))
+            written = threading.Event()
+            self._queue.put((notice, ignore_enoent, written))
+        return written
 
     def _write_posted(self) -> None:
         while (posted := self._queue.get()) is not None:
+            notice, ignore_enoent, written = posted
             with self._lock:
-                self._queued -= sum(map(len, posted[0]))
+                self._queued -= sum(map(len, notice))
             try:
-                self.write(*posted)
+                self.write(notice, ignore_enoent)
             except OSError as error:
                 if not self._closed:
                     _log.warning("a notification has failed: %s", error)
+            written.set()
 
     async def retrieve(self, inode: int, offset: int, size: int) -> bytes:
         """Ask for data of the page cache, and wait for it."""

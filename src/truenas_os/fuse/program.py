@@ -198,17 +198,18 @@ def close(unmount: bool = True) -> None:
         session.abandon(unmount)
 
 
-def _post(notice: notifications.Notice, ignore_enoent: bool = True) -> None:
+def _post(notice: notifications.Notice, ignore_enoent: bool = True, ahead: bool = True) -> None:
     """Tell the kernel, in the session whose handler calls this, or else in that of :func:`init`."""
-    server = active_session()
-    if server is not None:
-        server.notifier.post(notice, ignore_enoent)
-    else:
-        _initialized().post(notice, ignore_enoent)
+    session = active_session() or _initialized()
+    session.post(notice, ignore_enoent, ahead)
 
 
 def invalidate_inode(inode: InodeT, attr_only: bool = False) -> None:
-    """Have the kernel forget an inode's attributes, and its data unless *attr_only*, soon."""
+    """Have the kernel forget an inode's attributes, and its data unless *attr_only*, soon.
+
+    Does not wait. If a handler calls it, the kernel has forgotten before it has the reply, unless
+    it needs more than 0.1 s; so with the functions below.
+    """
     _post(notifications.inval_inode(inode, attr_only))
 
 
@@ -223,8 +224,11 @@ def invalidate_entry_async(
     deleted: InodeT | int = 0,
     ignore_enoent: bool = False,
 ) -> None:
-    """The same; that the kernel does not know the entry is logged unless *ignore_enoent*."""
-    _post(notifications.inval_entry(inode_p, name, deleted), ignore_enoent)
+    """The same, at any time: before or after the reply to the handler that calls it.
+
+    That the kernel does not know the entry is logged unless *ignore_enoent*.
+    """
+    _post(notifications.inval_entry(inode_p, name, deleted), ignore_enoent, ahead=False)
 
 
 def notify_store(inode: InodeT, offset: int, data: bytes) -> None:

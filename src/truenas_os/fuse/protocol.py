@@ -8,6 +8,7 @@ request whose reply was refused is never answered: what cannot be built is a :ex
 
 import functools
 import struct
+import threading
 from collections.abc import Iterable, Sequence
 from struct import Struct
 from typing import Any, Final
@@ -140,6 +141,8 @@ class Request:
     backed: InodeT | None = None
     # Cancels a handler that may be interrupted.
     scope: Any = None
+    # Is set when the kernel has the last notice that the handler has asked for.
+    posted: threading.Event | None = None
 
     def __init__(self, message: Buffer) -> None:
         """Take the parts of *message*, all that one read of /dev/fuse has returned.

@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import stat
+import threading
 from collections import deque
 from time import perf_counter
 from typing import Final, NamedTuple
@@ -15,9 +16,10 @@ from typing import Final, NamedTuple
 import anyio
 import anyio.lowlevel
 
+from .._threads import offload
 from . import notifications, protocol, wire
 from .backing import Backing
-from .current import serving
+from .current import current_request, serving
 from .datatypes import FUSEError
 from .forks import own
 from .handlers import Handler, Handlers, Reply
@@ -40,6 +42,9 @@ _LOOKS: Final = 10
 # has to clear it for the next: one of more bytes than this is handled before the next is taken, if
 # its handler does not wait.
 _LARGE: Final = 1 << 16
+# Seconds for which a reply is held back for a notice that its handler has had sent: the kernel may
+# keep that waiting until it has the very reply.
+_AHEAD: Final = 0.1
 # Seconds between looks at how many releases have come.
 _MOMENT: Final = 0.002
 # A reply of so many bytes is copied behind its header rather than gathered by the kernel.
@@ -403,12 +408,15 @@ class Server:
 
     async def _handle(self, handler: Handler, request: Request) -> None:
         serving.set((self, request))
+        body: Reply | None = None
+        code = 0
         try:
             body = await handler(request)
         except (FUSEError, OSError) as error:
-            code = error.errno
-            if not isinstance(code, int) or not 0 < code <= wire.ERRNO_MAX:
-                _log.exception("%s: %r is no errno that the kernel takes", request, code)
+            if isinstance(error.errno, int) and 0 < error.errno <= wire.ERRNO_MAX:
+                code = error.errno
+            else:
+                _log.exception("%s: %r is no errno that the kernel takes", request, error.errno)
                 code = errno.EIO
         except ProtocolError as error:
             _log.error("%s", error)
@@ -421,21 +429,39 @@ class Server:
                 _log.exception("%s: the handler has not returned", request)
             self._reply_error(request, errno.EIO)
             raise
-        else:
-            if request.opcode in _UNANSWERED:
-                request.answered = True
-                return
-            if self._reply(request, body):
-                if request.opened is not None:
-                    self._count_opened(request)
-                return
-            code = 0
-        if code:
-            self._reply_error(request, code)
-        if request.granted or request.opened is not None:
+        try:
+            if request.posted is not None:
+                await _wait_for_notice(request.posted)
+        finally:
+            received = self._answer(request, body, code)
+        if not received and (request.granted or request.opened is not None):
             await self._handlers.take_back(request)
 
     # To the kernel.
+
+    def post(
+        self, notice: notifications.Notice, ignore_enoent: bool = True, ahead: bool = True
+    ) -> None:
+        """Have a thread write a notice; *ahead* of the reply to the request whose handler asks."""
+        written = self.notifier.post(notice, ignore_enoent)
+        if ahead and self.is_asking():
+            current_request().posted = written
+
+    def _answer(self, request: Request, body: Reply | None, code: int) -> bool:
+        """Send what a handler has returned, or its errno; whether anybody has received the former.
+
+        What has no reply counts as received.
+        """
+        if request.opcode in _UNANSWERED:
+            request.answered = True
+            return True
+        if code:
+            self._reply_error(request, code)
+            return False
+        received = self._reply(request, body)
+        if received and request.opened is not None:
+            self._count_opened(request)
+        return received
 
     def _reply(self, request: Request, body: Reply | None) -> bool:
         """Send a reply; False if it did not get through."""
@@ -461,3 +487,8 @@ class Server:
             return
         with contextlib.suppress(OSError):  # nobody waits for it any more
             os.write(self.fd, _HEADER(16, -code, request.unique))
+
+
+async def _wait_for_notice(written: threading.Event) -> None:
+    with contextlib.suppress(OSError):  # no thread is to be had
+        await offload(written.wait, _AHEAD)

@@ -291,9 +291,9 @@ class Session:
     async def invalidate_inode(self, inode: InodeT, attr_only: bool = False) -> None:
         """Have the kernel forget an inode's attributes, and its data unless *attr_only*.
 
-        Waits until that is done, which takes until reads of the inode are answered; a handler does
-        not wait, since the kernel may wait for that very handler. That the kernel does not know the
-        inode is no error.
+        Waits until that is done, which takes until reads of the inode are answered. A handler does
+        not wait, since the kernel may wait for that very handler: its reply does, for 0.1 s at the
+        most. That the kernel does not know the inode is no error.
         """
         await self._tell(notifications.inval_inode(inode, attr_only))
 
@@ -351,13 +351,15 @@ class Session:
     async def _tell(self, notice: notifications.Notice) -> None:
         server = self._serving()
         if server.is_asking():
-            server.notifier.post(notice)
+            server.post(notice)
         else:
             await server.notifier.tell(notice)
 
-    def post(self, notice: notifications.Notice, ignore_enoent: bool = True) -> None:
+    def post(
+        self, notice: notifications.Notice, ignore_enoent: bool = True, ahead: bool = True
+    ) -> None:
         """Have a thread tell the kernel something, and do not wait."""
-        self._serving().notifier.post(notice, ignore_enoent)
+        self._serving().post(notice, ignore_enoent, ahead)
 
 
 async def _wait_certainly(event: anyio.Event) -> None:
