@@ -7,6 +7,7 @@ import os
 import pickle
 import stat
 import struct
+from importlib import metadata
 
 import pytest
 from hypothesis import example, given
@@ -247,6 +248,16 @@ def test_an_entry_is_as_the_kernel_reads_it():
     assert wire.ATTR_OUT.unpack(protocol.attributes(attr))[2:] == tuple(rest)
 
 
+def test_computed_sizes_and_times_are_truncated():
+    times = {"st_atime_ns": 1.5e9, "st_mtime_ns": 2e9, "st_ctime_ns": -0.5e9}
+    attr = made(st_ino=7, st_size=100 / 3, st_blocks=100 / 512, **times)
+    rest = wire.ENTRY_OUT.unpack(protocol.entry(attr))[6:]
+    assert rest[:9] == (7, 33, 0, 1, 2, -1, 500_000_000, 0, 500_000_000)
+    assert wire.ATTR_OUT.unpack(protocol.attributes(attr))[2:] == rest
+    found = fuse.StatvfsData(f_bsize=512, f_frsize=512, f_blocks=1000 / 512, f_bavail=7 / 2)
+    assert wire.STATFS_OUT.unpack(protocol.statfs(found))[:3] == (1, 0, 3)
+
+
 @pytest.mark.parametrize("timeout", [float("inf"), 1e30, -1, float("nan")])
 def test_any_timeout_can_be_sent(timeout):
     protocol.entry(made(entry_timeout=timeout, attr_timeout=timeout))
@@ -263,6 +274,10 @@ def test_any_timeout_can_be_sent(timeout):
         {"st_ino": 1 << 64},
         {"st_atime_ns": 1 << 100},
         {"st_nlink": "1"},
+        {"st_size": float("nan")},
+        {"st_blocks": float("nan")},
+        {"st_uid": -1.0},
+        {"st_nlink": "1", "st_blocks": 1.5},
     ],
     ids=repr,
 )
@@ -419,7 +434,7 @@ def test_data_can_be_copied_and_pickled(value):
 def test_the_defaults_are_those_that_programs_rely_on():
     attr = fuse.EntryAttributes()
     assert (attr.generation, attr.entry_timeout, attr.attr_timeout) == (0, 300, 300)
-    assert (attr.st_nlink, attr.st_blksize) == (1, 4096)
+    assert (attr.st_nlink, attr.st_blksize, attr.st_mode) == (1, 4096, stat.S_IFREG)
     info = fuse.FileInfo()
     assert (info.fh, info.direct_io, info.keep_cache, info.nonseekable) == (0, False, True, False)
     assert fuse.default_options == frozenset({"default_permissions"})
@@ -428,6 +443,8 @@ def test_the_defaults_are_those_that_programs_rely_on():
     assert (fuse.ROOT_INODE, fuse.ENOATTR) == (1, errno.ENODATA)
     assert (fuse.RENAME_NOREPLACE, fuse.RENAME_EXCHANGE) == (1, 2)
     assert datatypes.InodeT(5) == 5
+    assert fuse.RequestContext() == (0, 0, 0, 0)
+    assert fuse.__version__ == metadata.version("truenas-os")
 
 
 def test_options():
@@ -439,7 +456,10 @@ def test_options():
     parsed = options.parse_options({"default_permissions": False, "max_read": 4096, "dev": True})
     assert parsed.settings == {"max_read": "4096"}
     assert parsed.attributes == options.MountAttr.NOSUID
-    for bad in ({"fsname"}, {"ro=1"}, {"max_read"}, {"max_read=x"}, {"nonsense"}):
+    # A mount whose server has gone is unmounted in any case.
+    assert options.parse_options({"auto_unmount"}) == options.parse_options({})
+    off = {"auto_unmount": False}
+    for bad in ({"fsname"}, {"ro=1"}, {"max_read"}, {"max_read=x"}, {"nonsense"}, off):
         with pytest.raises(ValueError):
             options.parse_options(bad)
     with pytest.raises(TypeError):

@@ -543,16 +543,24 @@ async def test_what_the_kernel_has_not_written_yet_is_not_taken_for_a_hole(point
     assert filesystem.asked == (0 if writeback else 2)
 
 
-async def test_who_polls_is_woken(point):
-    class Ready(Files):
-        handle = None
-        ready = 0
+class Ready(Files):
+    handle = None
+    ready = None
 
-        async def poll(self, fh, poll_handle, ctx):
-            self.handle = poll_handle or self.handle
-            return self.ready
+    async def poll(self, fh, poll_handle, ctx):
+        self.handle = poll_handle or self.handle
+        return self.ready
 
-    filesystem = Ready(a=b"")
+
+class ReadyInode(Ready):
+    async def poll(self, inode, fh, poll_handle, ctx):
+        assert inode == fh == 2
+        return await super().poll(fh, poll_handle, ctx)
+
+
+@pytest.mark.parametrize("kind", [Ready, ReadyInode])
+async def test_who_polls_is_woken(point, kind):
+    filesystem = kind(a=b"")
     async with fuse.mount(filesystem, point) as session:
         polling = Client(
             session,
@@ -652,6 +660,16 @@ async def test_a_handler_has_the_kernel_forget_without_naming_its_session(point)
     assert out == "seen"
     with pytest.raises(RuntimeError, match="init"):
         fuse.invalidate_inode(2)
+
+
+async def test_a_directory_that_is_made_has_the_mode_of_one(point):
+    class Directories(Files):
+        async def mkdir(self, parent_inode, name, mode, ctx):
+            return self.entry(self.add(name, mode=mode))
+
+    async with fuse.mount(Directories(), point) as session:
+        make = "os.umask(0o27); os.mkdir(top + '/d', 0o1777); print(os.stat(top + '/d').st_mode)"
+        assert int(await client(session, make)) == stat.S_IFDIR | 0o1750
 
 
 async def test_several_sessions_have_one_loop(mount_dir):

@@ -125,4 +125,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "trio_token":  # changes while main() runs
         return program.trio_token
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("truenas-os")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

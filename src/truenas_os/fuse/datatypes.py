@@ -3,6 +3,7 @@
 
 import errno
 import os
+import stat
 from dataclasses import dataclass
 from typing import Final, NamedTuple, NewType
 
@@ -49,9 +50,9 @@ class RequestContext(NamedTuple):
     With ``enable_idmap``, only they are told *uid* and *gid*, others get 0xFFFFFFFF.
     """
 
-    uid: int
-    gid: int
-    pid: int
+    uid: int = 0
+    gid: int = 0
+    pid: int = 0
     umask: int = 0
 
 
@@ -67,7 +68,7 @@ class EntryAttributes:
     generation: int = 0
     entry_timeout: float = 300
     attr_timeout: float = 300
-    st_mode: int = 0
+    st_mode: int = stat.S_IFREG
     st_nlink: int = 1
     st_uid: int = 0
     st_gid: int = 0

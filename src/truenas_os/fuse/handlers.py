@@ -7,10 +7,11 @@ follows the reply's header, None if nothing does.
 
 import errno
 import fcntl
+import inspect
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import anyio
@@ -85,6 +86,8 @@ class Handlers:
             self.table[Opcode.READDIRPLUS] = self._readdirplus
         if implemented(operations, "setlk") or implemented(operations, "flock"):
             self.table[Opcode.SETLK] = self.table[Opcode.SETLKW] = self._setlk
+        if Opcode.POLL in self.table:
+            self._poll_file = _taking_inode(operations.poll)
         for opcode, name in INTERRUPTIBLE.items():
             if opcode in self.table and name in operations.interruptible:
                 self.table[opcode] = _interruptible(self.table[opcode])
@@ -143,7 +146,8 @@ class Handlers:
     async def _mkdir(self, request: Request) -> Reply:
         mode, umask = request.pop(wire.MKDIR_IN)
         ctx = _context(request, umask)
-        attr = await self._fs.mkdir(request.nodeid, request.name(), mode & ~umask, ctx)
+        mode = stat.S_IFDIR | (mode & ~umask)
+        attr = await self._fs.mkdir(request.nodeid, request.name(), mode, ctx)
         return self._made(request, attr, stat.S_IFDIR)
 
     async def _symlink(self, request: Request) -> Reply:
@@ -455,7 +459,8 @@ class Handlers:
     async def _poll(self, request: Request) -> Reply:
         fh, kh, flags, _ = request.read(wire.POLL_IN)
         handle = self._poll_handle(kh) if flags & wire.POLL_SCHEDULE_NOTIFY else None
-        return wire.POLL_OUT.pack(await self._fs.poll(fh, handle, _context(request)))
+        ready = await self._poll_file(request.nodeid, fh, handle, _context(request))
+        return wire.POLL_OUT.pack(ready or 0)
 
     # Locks.
 
@@ -557,6 +562,13 @@ _FLOCK: Final = {
     fcntl.F_WRLCK: fcntl.LOCK_EX,
     fcntl.F_UNLCK: fcntl.LOCK_UN,
 }
+
+
+def _taking_inode(poll: Callable[..., Awaitable[int]]) -> Callable[..., Awaitable[int]]:
+    """A filesystem's ``poll``, which may be of those that do not take an inode before *fh*."""
+    if len(inspect.signature(poll).parameters) == 4:
+        return poll
+    return lambda inode, *args: poll(*args)
 
 
 def _context(request: Request, umask: int = 0) -> RequestContext:

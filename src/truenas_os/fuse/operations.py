@@ -151,7 +151,10 @@ class Operations:
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        """Make a directory. Adds one to the inode's lookup count. :manpage:`mkdir(2)`."""
+        """Make a directory; *mode* says that it is one. :manpage:`mkdir(2)`.
+
+        Adds one to the inode's lookup count.
+        """
         _unimplemented()
 
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
@@ -388,7 +391,8 @@ class Operations:
         """What the file is ready for, ``select.POLLIN`` and so on. :manpage:`poll(2)`.
 
         If there is a *poll_handle*, the caller is about to sleep: its ``notify()`` is to be called
-        once when something changes. Only the latest handle of a file needs to be notified.
+        once when something changes. Only the latest handle of a file needs to be notified. A
+        ``poll(inode, fh, poll_handle, ctx)`` is given the inode as well.
         """
         _unimplemented()
 

@@ -271,7 +271,7 @@ class PathNames(Operations):
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        return await self._make("mkdir", parent_inode, name, mode, umask=ctx.umask)
+        return await self._make("mkdir", parent_inode, name, stat.S_IMODE(mode), umask=ctx.umask)
 
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext

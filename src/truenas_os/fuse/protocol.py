@@ -36,6 +36,8 @@ _WRITE_HEAD: Final = wire.IN_HEADER.size + wire.WRITE_IN.size
 # Regular files, directories, symlinks, devices, FIFOs and sockets, as the bits of a mode above 12.
 _TYPES: Final = frozenset((0o1, 0o2, 0o4, 0o6, 0o10, 0o12, 0o14))
 _FOREVER: Final = 1 << 62
+# The kernel takes no size from here on.
+_SIZES: Final = 1 << 63
 _Q = Struct("=Q")
 _I = Struct("=I")
 
@@ -310,7 +312,7 @@ def _timespan(seconds: float) -> tuple[int, int]:
 def _check(attr: EntryAttributes) -> None:
     if attr.st_mode >> 12 not in _TYPES:
         raise ValueError(f"inode {attr.st_ino} has a mode without a known type: {attr.st_mode:#o}")
-    if attr.st_size >> 63:
+    if not 0 <= attr.st_size < _SIZES:
         raise ValueError(f"inode {attr.st_ino} has a size of {attr.st_size} bytes")
 
 
@@ -339,7 +341,7 @@ def _attr_fields(attr: EntryAttributes) -> tuple[int, ...]:
 
 def attributes(attr: EntryAttributes) -> bytes:
     """The reply to GETATTR and SETATTR."""
-    if attr.st_mode >> 12 not in _TYPES or attr.st_size >> 63:
+    if attr.st_mode >> 12 not in _TYPES or not 0 <= attr.st_size < _SIZES:
         _check(attr)
     return _packed(wire.ATTR_OUT, *_timespan(attr.attr_timeout), *_attr_fields(attr))
 
@@ -347,7 +349,7 @@ def attributes(attr: EntryAttributes) -> bytes:
 def entry_fields(attr: EntryAttributes) -> tuple[int, ...]:
     """The values of an ``ENTRY_OUT``. An inode of 0 is the promise that there is no such entry."""
     ino = attr.st_ino
-    if ino and (attr.st_mode >> 12 not in _TYPES or attr.st_size >> 63):
+    if ino and (attr.st_mode >> 12 not in _TYPES or not 0 <= attr.st_size < _SIZES):
         _check(attr)
     valid, valid_ns = _timespan(attr.entry_timeout)
     attr_valid, attr_valid_ns = _timespan(attr.attr_timeout)
@@ -482,10 +484,13 @@ def ioctl(result: int, content: Buffer, size: int) -> bytes:
     return _packed(wire.IOCTL_OUT, result, 0, 0, 0) + bytes(data(content, size))
 
 
-def _packed(layout: Struct, *values: int) -> bytes:
+def _packed(layout: Struct, *values: float) -> bytes:
     try:
         return layout.pack(*values)
     except struct.error as error:
+        # A size or time that was computed may be a float.
+        if any(isinstance(value, float) for value in values):
+            return _packed(layout, *(int(v) if isinstance(v, float) else v for v in values))
         raise ValueError(f"a value that no reply can have: {error}") from None
 
 
