@@ -364,6 +364,14 @@ def test_a_token_counts_what_it_has_taken():
         fuse.readdir_reply(token, b"c", made(), 3)
 
 
+def test_a_handler_that_does_not_stop_in_time_loses_nothing():
+    token = fuse.ReaddirToken(100)
+    assert fuse.readdir_reply(token, b"a" * 50, made(), 1)
+    assert not fuse.readdir_reply(token, b"b" * 50, made(), 2)
+    assert not fuse.readdir_reply(token, b"c", made(), 3)
+    assert [name for _, _, _, name in entries(token.reply.content)] == [b"a" * 50]
+
+
 # Negotiation
 
 

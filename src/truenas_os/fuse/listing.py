@@ -2,19 +2,20 @@
 """What a handler is given to list a directory with."""
 
 from .datatypes import EntryAttributes, FileNameT
-from .protocol import Readdir
+from .protocol import Readdir, check_entry
 
 
 class ReaddirToken:
     """The reply to a request for entries of a directory, for :func:`readdir_reply` to fill."""
 
-    __slots__ = ("_closed", "_kinds", "granted", "reply")
+    __slots__ = ("_closed", "_full", "_kinds", "granted", "reply")
 
     def __init__(self, size: int, kinds: dict[int, int] | None = None) -> None:
         """Have room for *size* bytes, with attributes if there is a place for inodes' types."""
         self.reply: Readdir = Readdir(size)
         self._kinds = kinds
         self._closed = False
+        self._full = False
         self.granted: list[tuple[int, int]] = []
 
     @property
@@ -28,10 +29,14 @@ class ReaddirToken:
             raise ValueError("this token's handler has returned")
         if not attr.st_ino:
             raise ValueError(f"the entry {name!r} has no inode")
+        if self._full:  # a shorter name may fit, but what had no room would be lost
+            check_entry(name, next_id)
+            return False
         if self._kinds is None:
             taken = self.reply.try_add(attr.st_ino, next_id, attr.st_mode, name)
         else:
             taken = self.reply.try_add_plus(attr, next_id, name)
+        self._full = not taken
         if taken and name not in (b".", b".."):
             self.granted.append((attr.st_ino, 1))
             if self._kinds is not None:
@@ -57,7 +62,8 @@ def readdir_reply(
     """Add an entry to what ``readdir`` lists; False if there is no room, and the handler returns.
 
     *next_id*, from 1 on, is what ``readdir`` gets as its ``start_id`` to go on behind this entry.
-    If the result is True, the lookup count of the inode is one more, but for ``.`` and ``..``.
+    Once there was no room for an entry, there is none for any other. If the result is True, the
+    lookup count of the inode is one more, but for ``.`` and ``..``.
 
     Raises :exc:`ValueError` for a name or an id that the kernel would refuse, and for a token whose
     handler has returned.
