@@ -17,6 +17,7 @@ from pathlib import Path
 
 import anyio
 
+import truenas_os.blocking
 from truenas_os import fuse
 
 AMPLE = 20
@@ -165,3 +166,28 @@ def is_mounted(path):
         line.split()[4] == os.fspath(path)
         for line in Path("/proc/self/mountinfo").read_text().splitlines()
     )
+
+
+def mount_id(path):
+    (mount,) = (m for m in truenas_os.blocking.mount_tree() if m.mnt_point == str(path))
+    return mount.mnt_id
+
+
+def guards():
+    """The processes that guard a mount of this namespace, and the arguments of each."""
+    found, here = {}, os.readlink("/proc/self/ns/mnt")
+    for each in Path("/proc").iterdir():
+        if each.name.isdigit():
+            try:
+                arguments = (each / "cmdline").read_bytes().split(b"\0")
+                is_here = os.readlink(each / "ns/mnt") == here
+            except OSError:
+                continue
+            if is_here and len(arguments) > 5 and arguments[3].endswith(b"/fuse/guard.py"):
+                found[int(each.name)] = arguments[4:]
+    return found
+
+
+def guards_of(path):
+    number = str(mount_id(path)).encode()
+    return [pid for pid, arguments in guards().items() if arguments[0] == number]

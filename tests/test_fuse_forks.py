@@ -4,7 +4,10 @@
 import asyncio
 import os
 import select
+import signal
+import subprocess
 import sys
+import textwrap
 import traceback
 import warnings
 from pathlib import Path
@@ -12,10 +15,12 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.to_thread import run_sync
-from serving import AMPLE, Client, Files, client, is_mounted
-from stuck import until
+from serving import AMPLE, Client, Files, client, guards, guards_of, is_mounted
+from stuck import until, wait_until
 
 from truenas_os import fuse
+
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture
@@ -172,6 +177,125 @@ async def test_the_program_form_in_a_child(point, mount_dir):
         assert await client(session, "print(open(top + '/a').read())") == "content"
         fuse.terminate()
     await run_sync(fuse.close)
+    assert not is_mounted(point)
+    assert not is_mounted(mount_dir / "other")
+
+
+DAEMON = """
+    import os, signal, sys
+    sys.path.insert(0, sys.argv[2])
+    import anyio
+    from serving import Files
+    from truenas_os import fuse
+
+    fuse.init(Files(a=b"content"), sys.argv[1])
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        os._exit(0)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.read(0, 1)  # until the test has seen that the parent has ended
+    anyio.run(fuse.main, backend=sys.argv[3])
+    fuse.close()
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_daemon_that_is_forked_between_init_and_main_serves(point, loop, number):
+    parent = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(DAEMON), point, TESTS, loop],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        child = int(parent.stdout.readline())
+        daemon = os.pidfd_open(child)
+        try:
+            assert parent.wait(AMPLE) == 0
+            assert is_mounted(point)
+            parent.stdin.write("\n")
+            parent.stdin.flush()
+            assert (point / "a").read_text() == "content"
+            wait_until(lambda: len(guards_of(point)) == 1, "the end of the parent's guard")
+        finally:
+            signal.pidfd_send_signal(daemon, number)
+            ended, _, _ = select.select([daemon], [], [], AMPLE)
+            os.close(daemon)
+    assert ended
+    wait_until(lambda: not is_mounted(point), "the end of the mount")
+
+
+def test_a_daemon_that_dies_before_it_serves_leaves_no_mount(point):
+    def child():
+        fuse.init(Files(a=b"content"), point)
+        in_child(lambda: None)  # one that has the mount, and ends
+        assert is_mounted(point)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(AssertionError):
+        in_child(child)
+    wait_until(lambda: not is_mounted(point), "the end of the mount")
+
+
+KEPT = """
+    import os, select, sys
+    sys.path.insert(0, sys.argv[2])
+    import anyio
+    from serving import Files
+    from truenas_os import fuse
+
+    fuse.init(Files(a=b"content"), sys.argv[1])
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        anyio.run(fuse.main)
+    select.select([], [], [])
+"""
+
+
+def test_a_child_from_between_init_and_main_does_not_keep_the_mount(point):
+    program = [sys.executable, "-c", textwrap.dedent(KEPT), point, TESTS]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as server:
+        child = os.pidfd_open(int(server.stdout.readline()))
+        try:
+            assert (point / "a").read_text() == "content"
+            server.kill()
+            wait_until(lambda: not is_mounted(point), "the end of the mount")
+            assert not select.select([child], [], [], 0)[0]
+        finally:
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+            os.close(child)
+            server.kill()
+
+
+@pytest.mark.anyio
+async def test_a_child_leaves_to_its_parent_what_it_does_not_serve(point, mount_dir):
+    (mount_dir / "other").mkdir()
+    await run_sync(fuse.init, Files(a=b"content"), point)
+    try:
+        for leave in (fuse.close, lambda: fuse.init(Files(), mount_dir / "other")):
+
+            def child(leave=leave):
+                refused(fuse.invalidate_inode, 2)
+                assert "/dev/fuse" in names()
+                own = len(guards())
+                leave()
+                assert fuse.program._session is None or len(guards()) == own + 1
+                fuse.close()
+                assert "/dev/fuse" not in names()
+
+            await run_sync(in_child, child)
+        assert len(await run_sync(guards_of, point)) == 1
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fuse.main)
+            session = fuse.program._session
+            assert await client(session, "print(open(top + '/a').read())") == "content"
+            fuse.terminate()
+    finally:
+        await run_sync(fuse.close)
     assert not is_mounted(point)
     assert not is_mounted(mount_dir / "other")
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import kernel
 import pytest
-from serving import AMPLE, is_mounted
+from serving import AMPLE, guards, guards_of, is_mounted, mount_id
 from stuck import wait_until
 
-import truenas_os.blocking
 from truenas_os import fuse
 from truenas_os.fuse import guard
 
@@ -103,31 +102,6 @@ def serve():
     for server in servers:
         server.process.kill()
         server.end()
-
-
-def mount_id(path):
-    (mount,) = (m for m in truenas_os.blocking.mount_tree() if m.mnt_point == str(path))
-    return mount.mnt_id
-
-
-def guards():
-    """The processes that guard a mount of this namespace, and the arguments of each."""
-    found, here = {}, os.readlink("/proc/self/ns/mnt")
-    for each in Path("/proc").iterdir():
-        if each.name.isdigit():
-            try:
-                arguments = (each / "cmdline").read_bytes().split(b"\0")
-                is_here = os.readlink(each / "ns/mnt") == here
-            except OSError:
-                continue
-            if is_here and len(arguments) > 5 and arguments[3].endswith(b"/fuse/guard.py"):
-                found[int(each.name)] = arguments[4:]
-    return found
-
-
-def guards_of(path):
-    number = str(mount_id(path)).encode()
-    return [pid for pid, arguments in guards().items() if arguments[0] == number]
 
 
 def wait_for_the_end_of(path):

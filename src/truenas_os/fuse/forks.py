@@ -17,7 +17,7 @@ _owned: weakref.WeakSet[Owned] = weakref.WeakSet()
 
 
 def own(thing: Owned) -> None:
-    """Have *thing* disowned in forked children.
+    """Have *thing* disowned in forked children, more than once in theirs.
 
     A child that kept /dev/fuse open would keep the connection alive after the server's death.
     """
@@ -35,7 +35,6 @@ def check_process(pid: int) -> None:
 def _disown() -> None:
     for thing in list(_owned):
         thing.disown()
-    _owned.clear()
 
 
 os.register_at_fork(after_in_child=_disown)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-3.0-or-later
 """A program that detaches a mount once the process that served it has died. See :mod:`.guarding`.
 
-``guard.py MNT_ID PIDFD [HELPER]``, with a pipe as standard input: a byte from it says that there is
-nothing to detach any more; its end, or that of the process behind the descriptor PIDFD, that there
-is. (Or that of a thread of it.) It starts quickly and stays small, so it imports none of this
-library.
+``guard.py MNT_ID PIDFD [HELPER]``, with a pipe as standard input: a "0" from it says that there is
+nothing to detach any more; its end, that there is. So does the end of the process (or thread)
+behind the descriptor PIDFD once a "1" has said that it serves: before that, a child which has the
+pipe may serve in its place. It starts quickly and stays small, so it imports none of this library.
 """
 
 import ctypes
@@ -102,11 +102,17 @@ def wait_for_the_end(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(0, select.POLLIN)
     poll.register(pidfd, select.POLLIN)
+    serves = False
     while True:
         ready = [fd for fd, _ in poll.poll()]
         if 0 in ready:
-            return not os.read(0, 1)
-        if ready:
+            said = os.read(0, 1)
+            if said != b"1":
+                return not said
+            serves = True
+        elif not serves:
+            poll.unregister(pidfd)
+        else:
             # What it may have said before it died.
             os.set_blocking(0, False)
             try:

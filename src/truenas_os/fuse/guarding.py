@@ -6,6 +6,7 @@ more: nothing of the server's stays open because of it, and no signal of the ser
 reaches it. What kills all processes of a group or container at once kills it, too.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -15,7 +16,6 @@ import threading
 from typing import Final
 
 from ..blocking.fds import Fd
-from .forks import own
 
 _log = logging.getLogger("truenas_os.fuse")
 
@@ -43,7 +43,6 @@ class Guard:
         )
         self._thread.start()
         started.wait()
-        own(self)
         if self._error is not None:
             _log.warning(
                 "mount %d will stay behind if this process is killed: %s", mnt_id, self._error
@@ -64,6 +63,7 @@ class Guard:
             raise FileNotFoundError(errno.ENOENT, "it is not known where Python is")
         mnt_id, *helper = self._arguments
         theirs, ours = map(Fd, os.pipe2(os.O_CLOEXEC))
+        os.set_blocking(ours, False)  # two bytes at the most are written to it
         self._pipe = ours
         try:
             with theirs, _this_thread() as pidfd:
@@ -79,6 +79,15 @@ class Guard:
         except BaseException:
             self.act()
             raise
+
+    def watch_server(self) -> None:
+        """Have it heed the end of this process as well, which now serves.
+
+        Until then, it heeds only that nobody has the pipe any more: a child may have it, too.
+        """
+        with self._lock:
+            if self._pipe is not None:
+                self._say(self._pipe, b"1")
 
     def dismiss(self, leave: bool = False) -> None:
         """End it. If the mount is still there, it is detached before that, unless *leave*.
@@ -99,11 +108,13 @@ class Guard:
         if pipe is not None:
             try:
                 if leave:
-                    os.write(pipe, b"0")
-            except BrokenPipeError:
-                pass  # somebody has killed it
+                    self._say(pipe, b"0")
             finally:
                 os.close(pipe.detach())
+
+    def _say(self, pipe: Fd, byte: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # somebody has killed it
+            os.write(pipe, byte)
 
     def disown(self) -> None:
         """Have no part in it, in a forked child."""

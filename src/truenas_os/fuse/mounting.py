@@ -63,6 +63,8 @@ class FuseMount:
         """The absolute path of the mount point."""
         self.mnt_id: int = 0
         """The unique id of the mount."""
+        self.heritable: bool = False
+        """Whether a forked child may serve it: it is mounted, and nobody serves it yet."""
         self._tree = tree
         self._helper = helper
         self._connection = 0
@@ -125,9 +127,30 @@ class FuseMount:
         if self._guard is not None:
             self._guard.act()
 
+    def begin(self) -> None:
+        """This process serves from now on: no child may, and none keeps the mount after its end."""
+        self.heritable = False
+        if self._guard is not None:
+            self._guard.watch_server()
+
+    def inherit(self) -> None:
+        """Be watched over as the mount of this process, a forked child."""
+        of_parent, self._guard = self._guard, Guard(self.mnt_id, self._helper)
+        if of_parent is not None:
+            of_parent.dismiss(leave=True)
+
+    def renounce(self) -> None:
+        """Leave it to the parent, in a forked child."""
+        self.heritable = False
+        self.disown()
+
     def disown(self) -> None:
-        """Be of no further use, in a forked child."""
+        """Be of no further use, in a forked child, unless that may serve it."""
+        if self.heritable:
+            return
         self.hang_up()
+        if self._guard is not None:
+            self._guard.disown()
         if self._tree is not None and not self._tree.closed:
             os.close(self._tree.detach())
         self._tree = None

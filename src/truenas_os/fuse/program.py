@@ -46,8 +46,10 @@ def init(
     :func:`mount`.
     """
     global _session
-    if _session is not None and _session.is_ours:
-        raise RuntimeError("a filesystem is mounted already: close() comes first")
+    if _session is not None:
+        if _session.is_ours:
+            raise RuntimeError("a filesystem is mounted already: close() comes first")
+        close()  # the parent's
     session = Session(ops, mountpoint, parse_options(options))
     session.open()
     _session = session
@@ -65,9 +67,12 @@ async def main(min_tasks: int = 1, max_tasks: int = MAX_TASKS) -> None:
 
     At most *max_tasks* handlers are under way at once; *min_tasks* has no effect. What ends here
     unmounts the filesystem while it still serves, so that nothing that was written is lost. In the
-    main thread, SIGINT and SIGTERM end it, unless they have handlers of the program's own.
+    main thread, SIGINT and SIGTERM end it, unless they have handlers of the program's own. A child
+    that was forked after :func:`init` may call this in place of its parent, as daemons do.
     """
     global _stop, trio_token
+    if _session is not None:
+        await _session.inherit()
     session = _initialized()
     session.set_max_tasks(max_tasks)
     stop = _stop = anyio.Event()

@@ -153,6 +153,13 @@ class Session:
         except BaseException:
             self._mount.close()
             raise
+        self._mount.heritable = True
+
+    async def inherit(self) -> None:
+        """In a forked child, take over what the parent has mounted and nobody serves yet."""
+        if self._mount is not None and self._mount.heritable and not self.is_ours:
+            await offload(self._mount.inherit)
+            self._pid = os.getpid()
 
     def set_max_tasks(self, limit: int) -> None:
         """Set how many handlers are to be under way at once, before serving has begun."""
@@ -164,6 +171,7 @@ class Session:
         """Begin to serve what is mounted, in the background; return once the kernel is content."""
         self.check_process()
         assert self._mount is not None
+        self._mount.begin()
         loop = self._loop = running_loop()
         make = LoggingServer if self._options.debug or _log.isEnabledFor(logging.DEBUG) else Server
         server = self._server = make(
@@ -275,8 +283,13 @@ class Session:
             await server.ended.wait()
 
     def abandon(self, unmount: bool) -> None:
-        """End what nobody serves any more: close the device, then detach the mount."""
-        if self._mount is not None and self._closing is None and self.is_ours:
+        """End what nobody serves any more: close the device, then detach the mount.
+
+        In a forked child that does not serve it, the mount stays.
+        """
+        if self._mount is not None and not self.is_ours:
+            self._mount.renounce()
+        elif self._mount is not None and self._closing is None:
             self._closing = anyio.Event()
             self._closing.set()
             if self._server is not None:
