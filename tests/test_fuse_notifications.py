@@ -9,7 +9,8 @@ import threading
 
 import anyio
 import pytest
-from serving import AMPLE, Client, Files, client, error_of
+from anyio.to_thread import run_sync
+from serving import AMPLE, Client, Files, client, error_of, is_mounted
 from stuck import until
 
 from truenas_os import fuse
@@ -143,6 +144,41 @@ async def test_a_reply_does_not_wait_for_what_is_told_at_any_time_nor_for_long(p
             assert await client(session, ask) == "b'value'"
         assert not hurry.is_set()
         hurry.set()
+
+
+@pytest.mark.parametrize("context", ["of its own", "of the task that has begun it"])
+async def test_a_thread_waits_until_the_kernel_has_forgotten(point, hurry, context):
+    await run_sync(fuse.init, Cached(a=b"content"), point)
+    begun, ended = threading.Event(), threading.Event()
+
+    def invalidate():
+        begun.set()
+        fuse.invalidate_inode(77)
+        ended.set()
+
+    async def in_thread():
+        if context == "of its own":
+            invalidating = threading.Thread(target=invalidate)
+            invalidating.start()
+            await run_sync(invalidating.join)
+        else:
+            await run_sync(invalidate)
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fuse.main)
+            await until(
+                lambda: is_mounted(point) and fuse.program._session._server, "the beginning"
+            )
+            tasks.start_soon(in_thread)
+            await until(begun.is_set, "the thread")
+            await anyio.sleep(0.05)
+            assert not ended.is_set()
+            hurry.set()
+            await until(ended.is_set, "the end")
+            fuse.terminate()
+    finally:
+        await run_sync(fuse.close)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

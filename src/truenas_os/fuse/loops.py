@@ -194,3 +194,12 @@ def running_loop() -> Loop:
     if lowlevel is not None and lowlevel.in_trio_task():
         return TrioLoop()
     return AsyncioLoop()
+
+
+def in_event_loop() -> bool:
+    """Whether an event loop runs in this thread."""
+    try:
+        running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -212,8 +212,9 @@ def _post(notice: notifications.Notice, ignore_enoent: bool = True, ahead: bool 
 def invalidate_inode(inode: InodeT, attr_only: bool = False) -> None:
     """Have the kernel forget an inode's attributes, and its data unless *attr_only*, soon.
 
-    Does not wait. If a handler calls it, the kernel has forgotten before it has the reply, unless
-    it needs more than 0.1 s; so with the functions below.
+    In an event loop it does not wait. If a handler calls it, the kernel has forgotten before it has
+    the reply, unless it needs more than 0.1 s. A thread of no event loop, which is no handler's
+    either, waits until the kernel has forgotten. So with the functions below.
     """
     _post(notifications.inval_inode(inode, attr_only))
 

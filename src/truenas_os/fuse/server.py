@@ -23,7 +23,7 @@ from .current import current_request, serving
 from .datatypes import FUSEError
 from .forks import own
 from .handlers import Handler, Handlers, Reply
-from .loops import Loop
+from .loops import Loop, in_event_loop
 from .negotiation import ABSENT, MAX_WRITE, Features, negotiate
 from .notifications import Notifier, PollHandle
 from .operations import Operations
@@ -442,10 +442,18 @@ class Server:
     def post(
         self, notice: notifications.Notice, ignore_enoent: bool = True, ahead: bool = True
     ) -> None:
-        """Have a thread write a notice; *ahead* of the reply to the request whose handler asks."""
-        written = self.notifier.post(notice, ignore_enoent)
-        if ahead and self.is_asking():
-            current_request().posted = written
+        """Have a thread write a notice; *ahead* of the reply to the request whose handler asks.
+
+        Who is no handler, but a thread that may wait, writes *ahead* of what it does next.
+        """
+        if not ahead:
+            self.notifier.post(notice, ignore_enoent)
+        elif self.is_asking():
+            current_request().posted = self.notifier.post(notice, ignore_enoent)
+        elif in_event_loop():
+            self.notifier.post(notice, ignore_enoent)
+        else:
+            self.notifier.write(notice, ignore_enoent)
 
     def _answer(self, request: Request, body: Reply | None, code: int) -> bool:
         """Send what a handler has returned, or its errno; whether anybody has received the former.
