@@ -10,6 +10,8 @@ from typing import Any
 import kernel
 from stuck import wait_until
 
+from truenas_os import _threads
+
 
 def at(path: Path | str) -> list[kernel.Mount]:
     """The mounts at a mount point, the one on top last."""
@@ -57,15 +59,22 @@ def _seen(directory: Path, image: Path | None) -> dict[str, Any]:
     }
 
 
+def _wait_for_calls() -> None:
+    pool = _threads._pool
+    wait_until(lambda: len(pool.idle) == pool.size, "the end of all calls")
+
+
 @contextlib.contextmanager
 def none(directory: Path, image: Path | None = None) -> Iterator[None]:
     """After the block all is as it was before: below the directory, and in this process.
 
     Only for what a call that opens something has is it waited: when cancelled, it is left to end
-    by itself.
+    by itself. All such calls have ended, also those before the block.
     """
+    _wait_for_calls()
     before, fds, processes = _seen(directory, image), kernel.open_fds(), children()
     yield
     assert _seen(directory, image) == before
+    _wait_for_calls()
     wait_until(lambda: kernel.open_fds().keys() == fds.keys(), "the old set of descriptors")
     wait_until(lambda: children() == processes, "the end of all children")
